@@ -1,0 +1,36 @@
+// `score`: leave-one-layer-out as one pass over the layers.
+#pragma once
+
+#include <filesystem>
+#include <vector>
+
+#include "runtime/run_control.h"
+#include "runtime/score_table.h"
+#include "runtime/variant_sweep.h"
+
+namespace minipuzzle::importance {
+
+struct ScoreOptions {
+    int64_t seq_len = 512;
+    int64_t samples = 0;  // windows, in seeded order; 0: all, in corpus order
+    uint64_t seed = 0;
+    bool width = false;  // rank FFN neurons and measure ffn_width_curve
+    std::vector<int64_t>
+        widths;  // grid of the curve; empty: eight steps of a sixteenth of the width (rounded to 8)
+    std::filesystem::path state;  // where finished batches are kept, "" for nowhere
+    bool resume = false;          // continue from `state`
+    RunControl control;
+};
+
+struct ScoreOutcome {
+    ScoreTable table;   // provenance and model identity are the caller's to fill in
+    WidthScores width;  // empty without ScoreOptions::width
+    double multiply_adds = 0, separate_multiply_adds = 0;
+};
+
+// Scores every layer of the model on the corpus. Error bad_input: a NaN loss (names the window), a state that
+// belongs to other inputs.
+ScoreOutcome score(Backend& backend, const Architecture& architecture, const Weights& weights,
+                   const ModelIdentity& identity, const Corpus& corpus, const ScoreOptions& options);
+
+}  // namespace minipuzzle::importance

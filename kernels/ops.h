@@ -1,0 +1,302 @@
+// The list of operations. Per operation one Args struct: its maths in a sentence, shapes, what may alias,
+// what accumulates. A Backend (backend.h) has one virtual function per struct; `validate` checks shapes and
+// dtypes.
+//
+// Letters: B batch (independent sequences), T time, R rows = B*T, D width, H heads, K kv heads, P head dim, N
+// state, G groups, F ffn, V vocab. Row-major, last axis fastest. "floating" is the backend's compute type
+// (float32 on the CPU; double in gradient checks). Parameters and their gradients have the same shape and are
+// floating. Gradients of parameters always accumulate (+=); gradients of activations overwrite unless said
+// otherwise. A Tensor that is not given (`!tensor`) is skipped where the comment says "optional".
+//
+// Bits: a sequence's results depend on that sequence alone, never on B, on its place in the batch or on the
+// number of threads. Sums over tokens run in a fixed order.
+//
+// Documents: `document` is [B, T] i32, non-decreasing along T; tokens of different documents in a row do not
+// see each other (attention mask, scan state and conv taps reset). Not given: every row is one document.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "kernels/tensor.h"
+
+namespace minipuzzle {
+
+// ---- embedding, norms, products, element-wise
+// -----------------------------------------------------------------
+
+// out[r, :] = weight[tokens[r], :].
+struct EmbeddingForward {
+    Tensor tokens;  // [B, T] i32, each in [0, V)
+    Tensor weight;  // [V, D]
+    Tensor out;     // [B, T, D]
+};
+// d_weight[tokens[r], :] += d_out[r, :], tokens visited in order.
+struct EmbeddingBackward {
+    Tensor tokens;    // [B, T] i32
+    Tensor d_out;     // [B, T, D]
+    Tensor d_weight;  // [V, D], accumulates
+};
+
+// out = weight * x * rsqrt(mean(x^2) + eps), over the last axis (Zhang & Sennrich 2019).
+struct RmsNormForward {
+    Tensor x;       // [B, T, D]
+    Tensor weight;  // [D]
+    double eps = 1e-5;
+    Tensor out;  // [B, T, D]; may be x
+};
+struct RmsNormBackward {
+    Tensor x;       // [B, T, D], the forward input
+    Tensor weight;  // [D]
+    double eps = 1e-5;
+    Tensor d_out;     // [B, T, D]
+    Tensor d_x;       // [B, T, D]; accumulates (the residual's gradient already lies there)
+    Tensor d_weight;  // [D], accumulates; optional
+};
+
+// out = x * weight^T, or out += x * weight^T with `accumulate` (the residual add).
+struct LinearForward {
+    Tensor x;       // [B, T, I]
+    Tensor weight;  // [O, I]
+    Tensor out;     // [B, T, O]
+    bool accumulate = false;
+};
+// d_x = d_out * weight; d_weight += d_out^T * x. Both optional.
+struct LinearBackward {
+    Tensor x;         // [B, T, I]; needed for d_weight
+    Tensor weight;    // [O, I]; needed for d_x
+    Tensor d_out;     // [B, T, O]
+    Tensor d_x;       // [B, T, I]
+    Tensor d_weight;  // [O, I], accumulates
+};
+
+// out = relu(x)^2.
+struct SquaredReluForward {
+    Tensor x;    // [B, T, F]
+    Tensor out;  // may be x
+};
+// d_x = 2 relu(x) d_out.
+struct SquaredReluBackward {
+    Tensor x;      // the forward input
+    Tensor d_out;  // [B, T, F]
+    Tensor d_x;    // may be d_out
+};
+
+// out = a + b.
+struct Add {
+    Tensor a, b, out;  // same shape; out may be a or b
+};
+
+// ---- Mamba-2 mixer (Dao & Gu 2024, "Transformers are SSMs", section 6: the chunked SSD algorithm)
+// ---------------
+
+// Sizes of one mixer. inner() = H*P; conv_channels() = H*P + 2*G*N laid out x | B | C;
+// projection() = 2*H*P + 2*G*N + H laid out z | x | B | C | dt. Head h reads group h / (H/G).
+struct MambaShape {
+    int64_t heads = 0, head_dim = 0, state = 0, groups = 0, conv_kernel = 0;
+    int64_t inner() const { return heads * head_dim; }
+    int64_t conv_channels() const { return inner() + 2 * groups * state; }
+    int64_t projection() const { return inner() + conv_channels() + heads; }
+    bool operator==(const MambaShape&) const = default;
+};
+
+// xbc[t, c] = silu(bias[c] + sum_k weight[c, k] * v[t - (Kc-1) + k, c]) with v the x|B|C part of zxbcdt;
+// positions before the row read initial_state (zero where not given); taps into another document are dropped.
+struct ConvForward {
+    MambaShape shape;
+    Tensor zxbcdt;         // [B, T, projection]
+    Tensor weight;         // [conv_channels, Kc]; the last tap multiplies the current token
+    Tensor bias;           // [conv_channels], optional
+    Tensor document;       // [B, T] i32, optional
+    Tensor initial_state;  // [B, conv_channels, Kc-1] pre-conv values of the preceding tokens, optional
+    Tensor xbc;            // [B, T, conv_channels]
+    Tensor final_state;    // [B, conv_channels, Kc-1], optional; counts initial_state when T < Kc-1
+};
+struct ConvBackward {
+    MambaShape shape;
+    Tensor zxbcdt, weight, bias, document, initial_state;  // as forward
+    Tensor d_xbc;                                          // [B, T, conv_channels]
+    Tensor d_zxbcdt;          // [B, T, projection]; the x|B|C part is overwritten, the rest untouched
+    Tensor d_weight, d_bias;  // accumulate; d_bias optional
+    Tensor d_initial_state;   // [B, conv_channels, Kc-1], overwritten; optional
+};
+
+// The selective state space scan, state S[h] in R^{P x N}:
+//   delta = clamp(softplus(dt + dt_bias), dt_min, dt_max);  A = -exp(A_log)
+//   S_t = exp(delta_t A) S_{t-1} + delta_t x_t (outer) B_t;  y_t = S_t C_t + D x_t
+// computed in chunks. A document boundary resets S to zero. softplus(v) = v for v > 20, else log1p(exp(v)).
+struct SsdForward {
+    MambaShape shape;
+    int64_t chunk = 128;                // the kernel's choice of chunk; changes rounding only
+    double dt_min = 0.0, dt_max = 0.0;  // time_step_limit; dt_max may be infinity
+    Tensor xbc;                         // [B, T, conv_channels], after conv and SiLU
+    Tensor zxbcdt;                      // [B, T, projection]; only its dt part is read
+    Tensor dt_bias, a_log, d;           // [H]
+    Tensor document;                    // [B, T] i32, optional
+    Tensor initial_state;               // [B, H, P, N], optional; belongs to the first document of the row
+    Tensor y;                           // [B, T, inner], laid out [H, P]
+    Tensor final_state;                 // [B, H, P, N], optional
+    Tensor chunk_states;  // [B, ceil(T/chunk) * H, P, N], the state entering each chunk; optional, kept for
+                          // backward
+};
+struct SsdBackward {
+    MambaShape shape;
+    int64_t chunk = 128;
+    double dt_min = 0.0, dt_max = 0.0;
+    Tensor xbc, zxbcdt, dt_bias, a_log, d, document, initial_state;  // as forward
+    Tensor chunk_states;             // as left by the forward with the same chunk
+    Tensor d_y;                      // [B, T, inner]
+    Tensor d_final_state;            // [B, H, P, N], optional
+    Tensor d_xbc;                    // [B, T, conv_channels], overwritten
+    Tensor d_zxbcdt;                 // [B, T, projection]; the dt part is overwritten, the rest untouched
+    Tensor d_dt_bias, d_a_log, d_d;  // [H], accumulate
+    Tensor d_initial_state;          // [B, H, P, N], overwritten; optional
+};
+
+// Gate first, then RMS over each of G contiguous groups of inner/G channels:
+// q = y * silu(z); out = weight * q * rsqrt(mean_group(q^2) + eps). z is the first part of zxbcdt.
+struct GatedNormForward {
+    MambaShape shape;
+    Tensor y;       // [B, T, inner]
+    Tensor zxbcdt;  // [B, T, projection]
+    Tensor weight;  // [inner]
+    double eps = 1e-5;
+    Tensor out;  // [B, T, inner]; may be y
+};
+struct GatedNormBackward {
+    MambaShape shape;
+    Tensor y, zxbcdt, weight;  // as forward
+    double eps = 1e-5;
+    Tensor d_out;     // [B, T, inner]
+    Tensor d_y;       // [B, T, inner]; may be d_out
+    Tensor d_zxbcdt;  // the z part is overwritten, the rest untouched
+    Tensor d_weight;  // [inner], accumulates
+};
+
+// ---- attention
+// ------------------------------------------------------------------------------------------------
+
+// Causal grouped-query attention without position encoding: out = softmax(q k^T / sqrt(P), causal, same
+// document) v; query head i reads kv head i / (H/K). lse[b, h, t] = log sum exp of the scaled scores.
+struct AttentionForward {
+    int64_t heads = 0, kv_heads = 0, head_dim = 0;
+    Tensor q;         // [B, T, H*P]
+    Tensor k, v;      // [B, T, K*P]
+    Tensor document;  // [B, T] i32, optional
+    Tensor out;       // [B, T, H*P]
+    Tensor lse;       // [B, H, T], optional; needed by backward
+};
+struct AttentionBackward {
+    int64_t heads = 0, kv_heads = 0, head_dim = 0;
+    Tensor q, k, v, document, out, lse;  // as forward
+    Tensor d_out;                        // [B, T, H*P]
+    Tensor d_q, d_k, d_v;                // overwritten
+};
+
+// ---- vocabulary losses: logits live one token chunk at a time
+// ------------------------------------------------------
+
+// One model's last hidden states (after the final norm) and its LM head: logits = hidden * head^T.
+struct LmHead {
+    Tensor hidden;  // [R, D]
+    Tensor head;    // [V, D]
+};
+
+// Per token r with target y: ce = -log p(y); kl = T^2 * KL(teacher || student), both softened by temperature
+// T. loss = sum over tokens with target >= 0 of scale * (ce_weight * ce + kl_weight * kl). Gradients of that
+// loss are written for the student only. Forward only when neither gradient is given.
+struct VocabularyLoss {
+    LmHead student;
+    LmHead teacher;  // not given: kl is left untouched and kl_weight must be 0
+    Tensor targets;  // [R] i32; negative: the token is masked
+    double ce_weight = 0, kl_weight = 1, temperature = 1, scale = 1;
+    Tensor ce, kl;    // [R] floating, per token, 0 where masked; each optional
+    Tensor d_hidden;  // [R, D], overwritten; optional
+    Tensor d_head;    // [V, D], accumulates; optional
+};
+
+// Statistics of one variant against a base, per token; every output is [R] floating and optional; masked rows
+// give 0.
+struct LogitsComparison {
+    LmHead variant;
+    Tensor loss;        // -log p(target)
+    Tensor correct;     // 1 where argmax = target (ties: lowest index)
+    Tensor kl;          // KL(base || variant)
+    Tensor agrees;      // 1 where argmax equals the base's argmax
+    Tensor error;       // sum_v (z - z_base)^2
+    Tensor hidden_mse;  // mean over D of (hidden - base hidden)^2
+    Tensor cosine;      // cos(hidden, base hidden)
+};
+// The base's logits, log-sum-exp and argmax are formed once per token chunk, then every variant is held
+// against them.
+struct CompareLogits {
+    LmHead base;
+    Tensor targets;       // [R] i32; negative: masked
+    Tensor base_loss;     // [R], optional
+    Tensor base_correct;  // [R], optional
+    Tensor base_power;    // [R] sum_v z_base^2, optional
+    std::vector<LogitsComparison> variants;
+};
+
+// ---- feature losses (Puzzle, arXiv 2411.19146: cosine; FitNets-style normalised MSE)
+// ----------------------------------
+
+enum class FeatureKind { cosine, mse };
+// cosine: per token 1 - cos(student, teacher); mse: per token |student - teacher|^2 / |teacher|^2.
+// value[r] is the unscaled per-token term (0 where masked); d_student += scale * d(sum of terms).
+struct FeatureLoss {
+    FeatureKind kind = FeatureKind::cosine;
+    Tensor student, teacher;  // [R, D]
+    Tensor targets;           // [R] i32; negative: masked; optional
+    double scale = 1;
+    Tensor value;      // [R], optional
+    Tensor d_student;  // [R, D], accumulates; optional
+};
+
+// ---- statistics, optimiser
+// --------------------------------------------------------------------------------------
+
+// out[b, f] = sum over t of |x[b, t, f]|.
+struct AbsoluteColumnSums {
+    Tensor x;    // [B, T, F]
+    Tensor out;  // [B, F], overwritten
+};
+
+// out[0] = sum of squares, in double, fixed order.
+struct SquaredNorm {
+    Tensor x;
+    double* out = nullptr;  // host memory, valid on return
+};
+
+// AdamW (Loshchilov & Hutter 2019) with bias correction; g = gradient * gradient_scale; decay is decoupled.
+struct AdamW {
+    Tensor parameter, gradient, moment1, moment2;  // same shape, floating
+    double learning_rate = 0, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0, gradient_scale = 1;
+    int64_t step = 1;  // counted from 1
+};
+
+void validate(const EmbeddingForward&);
+void validate(const EmbeddingBackward&);
+void validate(const RmsNormForward&);
+void validate(const RmsNormBackward&);
+void validate(const LinearForward&);
+void validate(const LinearBackward&);
+void validate(const SquaredReluForward&);
+void validate(const SquaredReluBackward&);
+void validate(const Add&);
+void validate(const ConvForward&);
+void validate(const ConvBackward&);
+void validate(const SsdForward&);
+void validate(const SsdBackward&);
+void validate(const GatedNormForward&);
+void validate(const GatedNormBackward&);
+void validate(const AttentionForward&);
+void validate(const AttentionBackward&);
+void validate(const VocabularyLoss&);
+void validate(const CompareLogits&);
+void validate(const FeatureLoss&);
+void validate(const AbsoluteColumnSums&);
+void validate(const SquaredNorm&);
+void validate(const AdamW&);
+
+}  // namespace minipuzzle

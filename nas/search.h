@@ -1,0 +1,89 @@
+// `search`: the student that fits the budget and loses least, by prediction and then by measurement.
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "nas/memory_model.h"
+#include "runtime/score_table.h"
+#include "runtime/student_plan.h"
+
+namespace minipuzzle::nas {
+
+// An inclusive range of counts or widths: "45", "40..48", "24576..32768:1024", "44,45,46".
+struct Choices {
+    std::vector<int64_t> values;  // empty: free
+};
+
+struct SearchOptions {
+    int64_t mem_budget = -1;  // bytes; -1: none
+    std::optional<int64_t> max_params;
+    Workload workload;
+    std::optional<Objective> objective;  // default_objective(scores)
+    Choices mamba_layers, ffn_layers, attention_layers, ffn_width;
+    bool all = false;                // keep every maximal candidate, not the 100 best
+    int64_t measure = 32;            // candidates measured when a Measurer is given
+    std::string select_by = "loss";  // loss|kl|accuracy|agreement
+};
+
+struct Predicted {
+    double value = 0;
+    std::optional<double> loss;  // with objective loss_delta and a base
+    std::optional<double> base, layers, width_term;
+};
+struct Measured {
+    double loss = 0, kl = 0, next_token_accuracy = 0, top1_agreement = 0;
+    int64_t tokens = 0;
+};
+struct Candidate {
+    std::string id;  // "c001", in order of prediction
+    StudentPlan plan;
+    std::string pattern;
+    int64_t mamba = 0, ffn = 0, attention = 0, ffn_width = 0, params = 0;
+    Memory memory;
+    Predicted predicted;
+    std::optional<Measured> measured;
+    bool pareto_predicted = false, pareto_measured = false;
+};
+struct FrontierPoint {
+    int64_t total = 0;  // bytes
+    double value = 0;
+    std::vector<int64_t> drop;
+    int64_t ffn_width = 0;
+};
+
+struct SearchResult {
+    Provenance provenance;
+    std::string status;  // "predicted_only" | "measured"
+    Objective objective = Objective::loss_delta;
+    std::string select_by;
+    int64_t budget_bytes = -1;
+    std::optional<int64_t> max_params;
+    Workload workload;
+    std::string teacher_pattern;
+    int64_t teacher_params = 0;
+    Memory teacher_memory;
+    std::vector<Candidate> candidates;  // by predicted value
+    std::string best;
+    std::vector<FrontierPoint> frontier;  // exact Pareto set (total, value) over all budgets, ascending total
+    double bound = 0, gap = 0;
+    int64_t compositions = 0;                // considered
+    std::optional<double> rank_correlation;  // Spearman, predicted against measured
+};
+
+// Measures plans on data; the caller binds model and corpus (runtime/variant_sweep.h).
+using Measurer = std::function<std::vector<Measured>(const std::vector<StudentPlan>&)>;
+
+// Error infeasible names the smallest reachable total and what would shrink it; usage where options
+// contradict.
+SearchResult search(const Architecture& teacher, const ScoreTable& scores, const SearchOptions& options,
+                    const Measurer& measurer);
+
+std::string search_json(const SearchResult& result);
+SearchResult read_search(const std::filesystem::path& path);
+const Candidate& find_candidate(const SearchResult& result, const std::string& id);  // "" for the best
+
+}  // namespace minipuzzle::nas

@@ -1,0 +1,64 @@
+// DeviceArena: one block of device memory, named takes, released in reverse order; sized by a dry run.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels/backend.h"
+
+namespace minipuzzle {
+
+// Two modes. measuring(): takes hand out shapes without memory and only the peak is kept; the wiring code is
+// then run once over a measuring backend (kernels/backend.h). sized: one allocation of the measured peak,
+// takes are pointer bumps; a take that does not fit is Error out_of_memory with the table.
+class DeviceArena {
+  public:
+    static DeviceArena measuring(Backend& measuring_backend);
+    static DeviceArena sized(Backend& backend, int64_t bytes);
+    ~DeviceArena();
+    DeviceArena(DeviceArena&&) noexcept;
+    DeviceArena(const DeviceArena&) = delete;
+    DeviceArena& operator=(const DeviceArena&) = delete;
+
+    // A tensor of the backend's compute type, uninitialised, 256-byte aligned, valid until released.
+    Tensor take(const std::string& name, std::initializer_list<int64_t> shape);
+    Tensor take(const std::string& name, std::initializer_list<int64_t> shape, DType dtype);
+
+    using Mark = std::size_t;
+    Mark mark() const { return takes_.size(); }
+    void release(Mark mark);  // frees every take since the mark
+
+    bool is_measuring() const { return measuring_; }
+    int64_t used() const { return used_; }
+    int64_t peak() const { return peak_; }
+    // The live takes at the moment of the peak, largest first: "activations.zxbcdt  12.0 MiB".
+    std::string peak_table() const;
+
+  private:
+    DeviceArena(Backend& backend, bool measuring, int64_t capacity);
+    struct Take {
+        std::string name;
+        int64_t offset = 0, bytes = 0;
+    };
+    Backend* backend_;
+    bool measuring_;
+    std::byte* block_ = nullptr;
+    int64_t capacity_ = 0, used_ = 0, peak_ = 0;
+    std::vector<Take> takes_, at_peak_;
+};
+
+// Releases what was taken in its scope.
+class ArenaScope {
+  public:
+    explicit ArenaScope(DeviceArena& arena) : arena_(arena), mark_(arena.mark()) {}
+    ~ArenaScope() { arena_.release(mark_); }
+    ArenaScope(const ArenaScope&) = delete;
+    ArenaScope& operator=(const ArenaScope&) = delete;
+
+  private:
+    DeviceArena& arena_;
+    DeviceArena::Mark mark_;
+};
+
+}  // namespace minipuzzle

@@ -1,0 +1,89 @@
+// Weights: a model's parameters (or their gradients, or moments) as tensors of the backend's compute type.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <variant>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "runtime/architecture.h"
+#include "runtime/checkpoint.h"
+
+namespace minipuzzle {
+
+struct MambaWeights {
+    Tensor norm;         // [D]
+    Tensor in_proj;      // [projection, D]
+    Tensor conv_weight;  // [conv_channels, Kc]
+    Tensor conv_bias;    // [conv_channels]; empty where the model has none
+    Tensor dt_bias;      // [H]
+    Tensor a_log;        // [H]
+    Tensor d;            // [H]
+    Tensor gate_norm;    // [inner]
+    Tensor out_proj;     // [D, inner]
+};
+struct AttentionWeights {
+    Tensor norm;            // [D]
+    Tensor q_proj;          // [H*P, D]
+    Tensor k_proj, v_proj;  // [K*P, D]
+    Tensor o_proj;          // [D, H*P]
+};
+struct FfnWeights {
+    Tensor norm;       // [D]
+    Tensor up_proj;    // [F, D]
+    Tensor down_proj;  // [D, F]
+};
+using LayerWeights = std::variant<MambaWeights, AttentionWeights, FfnWeights>;
+
+struct Weights {
+    Tensor embeddings;  // [V, D]
+    std::vector<LayerWeights> layers;
+    Tensor norm_f;   // [D]
+    Tensor lm_head;  // [V, D]; the same memory as embeddings when tied
+};
+
+// What a parameter is, for those who walk the list.
+struct ParameterInfo {
+    TensorSlot slot;
+    bool decays = false;  // weight decay applies: matrices only, never norms, A_log, D, dt_bias or biases
+};
+
+// Calls visit(info, tensor) for every parameter in the order of tensor_slots(); a tied lm_head is not visited
+// twice. The one walk that load, save, init, AdamW, the gradient norm and prune go by.
+void for_each_parameter(const Architecture& architecture, Weights& weights,
+                        const std::function<void(const ParameterInfo&, Tensor&)>& visit);
+
+// Owns the memory behind a Weights.
+class WeightMemory {
+  public:
+    // Uninitialised; `zeroed` fills with 0.
+    WeightMemory(Backend& backend, const Architecture& architecture, bool zeroed);
+    ~WeightMemory();
+    WeightMemory(WeightMemory&&) noexcept;
+    WeightMemory& operator=(WeightMemory&&) = delete;
+    WeightMemory(const WeightMemory&) = delete;
+
+    Weights& weights() { return weights_; }
+    const Weights& weights() const { return weights_; }
+    int64_t bytes() const { return bytes_; }
+
+  private:
+    Backend* backend_;
+    std::byte* block_ = nullptr;
+    int64_t bytes_ = 0;
+    Weights weights_;
+};
+
+// A checkpoint's weights, upcast. Error bad_input names the first tensor that holds NaN or infinity.
+WeightMemory load_weights(Backend& backend, const Checkpoint& checkpoint);
+// Random initialisation (nemotron_h's: normal(0, initializer_range) matrices, out_proj / down_proj / o_proj
+// scaled by 1/sqrt(layers), A uniform in [1, 16], dt log-uniform in [1e-3, 0.1], D = 1, norms 1), each tensor
+// drawn from (seed, tensor name) alone.
+WeightMemory random_weights(Backend& backend, const Architecture& architecture, uint64_t seed,
+                            double initializer_range = 0.02);
+// Host copies, for saving.
+std::vector<float> to_host(Backend& backend, const Tensor& tensor);
+void from_host(Backend& backend, const Tensor& tensor, std::span<const float> values);
+
+}  // namespace minipuzzle

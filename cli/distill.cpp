@@ -82,23 +82,26 @@ StudentHome from_config(Backend& backend, const fs::path& init, uint64_t seed) {
     const double spread = range != home.config.end() && range->is_number() ? range->get<double>() : 0.02;
     home.memory.emplace(random_weights(backend, home.student.architecture, seed, spread));
     home.student.config = home.config;
-    for (const char* name : {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-                             "generation_config.json"})
+    for (const char* name :
+         {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"})
         if (fs::exists(home.data_folder / name)) home.student.other_files.push_back(home.data_folder / name);
     home.student.origin = fmt::format("random, seed {}", seed);
     return home;
 }
 
 CommandResult result_of(const distill::TrainOutcome& outcome, const DistillCommand& command) {
-    Json json = {{"out", command.out},         {"steps", outcome.steps},
-                 {"tokens", outcome.tokens},   {"first_loss", outcome.first_loss},
-                 {"last_loss", outcome.last_loss}, {"peak_bytes", outcome.peak_bytes},
+    Json json = {{"out", command.out},
+                 {"steps", outcome.steps},
+                 {"tokens", outcome.tokens},
+                 {"first_loss", outcome.first_loss},
+                 {"last_loss", outcome.last_loss},
+                 {"peak_bytes", outcome.peak_bytes},
                  {"dry_run", command.dry_run}};
-    std::string text = command.dry_run
-                           ? fmt::format("would train {} steps, {} tokens\n", outcome.steps, outcome.tokens)
-                           : fmt::format("{}: {} steps, {} tokens, loss {:.6f} at first, {:.6f} at last\n",
-                                         command.out, outcome.steps, outcome.tokens, outcome.first_loss,
-                                         outcome.last_loss);
+    std::string text =
+        command.dry_run
+            ? fmt::format("would train {} steps, {} tokens\n", outcome.steps, outcome.tokens)
+            : fmt::format("{}: {} steps, {} tokens, loss {:.6f} at first, {:.6f} at last\n", command.out,
+                          outcome.steps, outcome.tokens, outcome.first_loss, outcome.last_loss);
     text += fmt::format("peak memory {}\n", format_bytes(outcome.peak_bytes));
     if (command.dry_run) text += outcome.memory_table;
     return {std::move(json), text};
@@ -117,7 +120,8 @@ void check_options(const DistillCommand& command) {
 
 OptionTable DistillCommand::options() {
     OptionTable table;
-    table.text("teacher", "FOLDER", teacher, "the model to learn from; none: cross-entropy on the tokens alone");
+    table.text("teacher", "FOLDER", teacher,
+               "the model to learn from; none: cross-entropy on the tokens alone");
     table.text("student", "FOLDER", student, "the model to train, as prune wrote it");
     table.text("plan", "FILE.yaml", plan, "or: the student's plan, cut from the teacher first");
     table.text("init", "CONFIG", init, "or: a config.json to initialise at random");
@@ -160,9 +164,9 @@ CommandResult DistillCommand::run(const Context& context) {
         claim_folder(out);
         write_student(teacher_model->checkpoint, chosen, context.command_line, cut);
     }
-    StudentHome home = !init.empty() ? from_config(*backend, init, context.seed())
-                                     : from_folder(*backend, plan.empty() ? fs::path(student) : cut,
-                                                   teacher_checkpoint);
+    StudentHome home =
+        !init.empty() ? from_config(*backend, init, context.seed())
+                      : from_folder(*backend, plan.empty() ? fs::path(student) : cut, teacher_checkpoint);
     home.student.weights = &*home.memory;
     if (home.checkpoint) home.student.layout = &*home.checkpoint;
 

@@ -17,9 +17,8 @@ constexpr const char* kFormat = "minipuzzle.eval/1";
 Json header(const Context& context, const Checkpoint& checkpoint) {
     Json json = artefact_header(kFormat, context.provenance());
     const ModelIdentity identity = checkpoint.identity();
-    json["model"] = {{"path", identity.path},
-                     {"arch_hash", identity.arch_hash},
-                     {"weights_hash", identity.weights_hash}};
+    json["model"] = {
+        {"path", identity.path}, {"arch_hash", identity.arch_hash}, {"weights_hash", identity.weights_hash}};
     return json;
 }
 
@@ -37,10 +36,10 @@ CommandResult evaluation_result(Json json, const Evaluation& evaluation) {
     json["kl"] = optional_json(evaluation.kl);
     json["top1_agreement"] = optional_json(evaluation.top1_agreement);
 
-    std::string text = fmt::format(
-        "loss {:.6f}  perplexity {:.4f}  next-token accuracy {:.4f}  ({} tokens, {} windows)\n",
-        evaluation.loss, evaluation.perplexity(), evaluation.next_token_accuracy, evaluation.tokens,
-        evaluation.sequences);
+    std::string text =
+        fmt::format("loss {:.6f}  perplexity {:.4f}  next-token accuracy {:.4f}  ({} tokens, {} windows)\n",
+                    evaluation.loss, evaluation.perplexity(), evaluation.next_token_accuracy,
+                    evaluation.tokens, evaluation.sequences);
     if (evaluation.kl)
         text += fmt::format("against the reference: kl {:.6f}  top-1 agreement {:.4f}\n", *evaluation.kl,
                             evaluation.top1_agreement.value_or(0));
@@ -95,8 +94,9 @@ OptionTable EvalCommand::options() {
     OptionTable table;
     table.text("model", "FOLDER", model, "the model to measure");
     table.text("reference", "FOLDER", reference, "also measure KL and top-1 agreement against this model");
-    table.text("plans", "FILE.jsonl", plans,
-               "measure these students of the model, a {\"drop\": [...], \"ffn_width\": N} a row, in one sweep");
+    table.text(
+        "plans", "FILE.jsonl", plans,
+        "measure these students of the model, a {\"drop\": [...], \"ffn_width\": N} a row, in one sweep");
     table.text("width-scores", "FILE", width_scores, "neuron orders for --plans rows with a width");
     table.texts("data", "FILE...", data, "rows to measure on");
     windows.add_to(table);
@@ -108,7 +108,8 @@ CommandResult EvalCommand::run(const Context& context) {
     require_option(*this, "model", !model.empty());
     require_option(*this, "data", !data.empty());
     if (!plans.empty() && !reference.empty())
-        fail_usage("--plans and --reference exclude each other: with --plans the full model is the reference");
+        fail_usage(
+            "--plans and --reference exclude each other: with --plans the full model is the reference");
     if (!out.empty()) check_output_file(out);
 
     const auto backend = open_backend(context);

@@ -33,8 +33,7 @@ TokenizerContext DataReader::context() const {
 }
 
 ModelOrArch model_or_arch(const std::string& model, const std::string& arch) {
-    if (model.empty() == arch.empty())
-        fail_usage("give one of --model FOLDER and --arch NAME");
+    if (model.empty() == arch.empty()) fail_usage("give one of --model FOLDER and --arch NAME");
     if (!arch.empty()) return {named_architecture(arch), std::nullopt, arch};
     Checkpoint checkpoint(model);
     Architecture architecture = checkpoint.architecture();
@@ -59,11 +58,12 @@ nas::Workload workload_of(const WorkloadOptions& options, const Checkpoint* chec
 }
 
 std::string describe(const nas::Workload& workload) {
-    return fmt::format("context {}, batch {}, weights {}, kv {}, ssm {}, conv {}, buffers {}", workload.context,
-                       workload.batch,
-                       workload.weights_as_in_file ? "as in the file" : std::string(nas::name(workload.weights)),
-                       nas::name(workload.kv), nas::name(workload.ssm), nas::name(workload.conv),
-                       format_bytes(workload.buffers));
+    return fmt::format(
+        "context {}, batch {}, weights {}, kv {}, ssm {}, conv {}, buffers {}", workload.context,
+        workload.batch,
+        workload.weights_as_in_file ? "as in the file" : std::string(nas::name(workload.weights)),
+        nas::name(workload.kv), nas::name(workload.ssm), nas::name(workload.conv),
+        format_bytes(workload.buffers));
 }
 
 std::optional<WidthScores> width_scores_beside(const fs::path& file, const std::string& name) {
@@ -83,8 +83,7 @@ std::string describe(const StudentPlan& plan, const Architecture& teacher) {
 }
 
 void require_option(const Command& command, const std::string& name, bool given) {
-    if (!given)
-        fail_usage(fmt::format("{0} needs --{1}; see minipuzzle {0} --help", command.name(), name));
+    if (!given) fail_usage(fmt::format("{0} needs --{1}; see minipuzzle {0} --help", command.name(), name));
 }
 
 void check_output_file(const fs::path& path) {
@@ -98,7 +97,8 @@ void check_output_file(const fs::path& path) {
     stream.read(opening.data(), narrow<std::streamsize>(opening.size()));
     opening.resize(narrow<std::size_t>(stream.gcount()));
     if (!fs::is_regular_file(path) || opening.find("minipuzzle") == std::string::npos)
-        fail_input(fmt::format("{} exists and is not ours: choose another --out or remove it", path.string()));
+        fail_input(
+            fmt::format("{} exists and is not ours: choose another --out or remove it", path.string()));
 }
 
 void check_distinct(const std::string& out, const std::vector<std::string>& inputs) {

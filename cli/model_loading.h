@@ -37,8 +37,12 @@ class DataReader {
   public:
     DataReader(const std::filesystem::path& folder, const Architecture& architecture, const Json& config);
     // Rows to measure on, or to train on (text rows then end with eos).
-    Corpus for_measuring(const std::vector<std::string>& paths) const { return Corpus(paths, context(), false); }
-    Corpus for_training(const std::vector<std::string>& paths) const { return Corpus(paths, context(), true); }
+    Corpus for_measuring(const std::vector<std::string>& paths) const {
+        return Corpus(paths, context(), false);
+    }
+    Corpus for_training(const std::vector<std::string>& paths) const {
+        return Corpus(paths, context(), true);
+    }
 
   private:
     TokenizerContext context() const;

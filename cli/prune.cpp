@@ -41,7 +41,8 @@ std::string losses(const nas::Candidate& candidate) {
         text += fmt::format("- predicted value: {:.6f}\n", candidate.predicted.value);
     if (candidate.measured)
         text += fmt::format(
-            "- measured before any training: loss {:.6f}, KL to the teacher {:.6f}, next-token accuracy {:.4f}, "
+            "- measured before any training: loss {:.6f}, KL to the teacher {:.6f}, next-token accuracy "
+            "{:.4f}, "
             "top-1 agreement {:.4f} on {} tokens\n",
             candidate.measured->loss, candidate.measured->kl, candidate.measured->next_token_accuracy,
             candidate.measured->top1_agreement, candidate.measured->tokens);
@@ -63,7 +64,8 @@ std::string model_card(const CardInputs& in) {
     card += fmt::format("The plan {}.\n\n", describe(in.plan, teacher));
     if (!in.plan.drop.empty()) card += dropped_table(in) + "\n";
     if (in.candidate) card += "## Losses\n\n" + losses(*in.candidate) + "\n";
-    card += "## Commands\n\n```\n" + in.command + "\n```\n\n`plan.yaml` beside this page is the plan itself.\n";
+    card +=
+        "## Commands\n\n```\n" + in.command + "\n```\n\n`plan.yaml` beside this page is the plan itself.\n";
     return card;
 }
 

@@ -4,8 +4,8 @@
 #include <filesystem>
 
 #include "cli/commands.h"
+#include "cli/inspect.h"
 #include "cli/model_loading.h"
-#include "cli/table.h"
 #include "importance/ablation.h"
 #include "kernels/check.h"
 #include "runtime/files.h"
@@ -36,28 +36,6 @@ struct ScoreFiles {
     }
 };
 
-std::string summary(const importance::ScoreOutcome& outcome) {
-    const ScoreTable& scores = outcome.table;
-    Table table({"layer", "type", "loss_delta", "95 % interval", "kl", "hidden_mse", "logit_nmse", "cosine", "top1"});
-    for (const LayerScore& layer : scores.layers) {
-        const auto& ci = layer.loss_delta_ci;
-        table.add({std::to_string(layer.layer), std::string(name(layer.type)), cell(layer.loss_delta),
-                   ci ? fmt::format("{:.4f} .. {:.4f}", (*ci)[0], (*ci)[1]) : "-", cell(layer.kl),
-                   cell(layer.hidden_mse), cell(layer.logit_nmse), cell(layer.cosine),
-                   cell(layer.top1_agreement)});
-    }
-    std::string text = table.text();
-    if (!scores.ffn_width_curve.empty()) {
-        Table curve({"ffn_width", "loss_delta", "kl"});
-        for (const WidthPoint& point : scores.ffn_width_curve)
-            curve.add({std::to_string(point.ffn_width), cell(point.loss_delta), cell(point.kl)});
-        text += "\n" + curve.text();
-    }
-    text += fmt::format("\nbase loss {:.6f}, next-token accuracy {:.4f}\n", scores.base_loss.value_or(0),
-                        scores.base_accuracy.value_or(0));
-    return text;
-}
-
 std::string sharing_line(const importance::ScoreOutcome& outcome) {
     return fmt::format("{:.4g} multiply-adds, {:.3f} of the {:.4g} that separate passes take",
                        outcome.multiply_adds, outcome.multiply_adds / outcome.separate_multiply_adds,
@@ -70,9 +48,11 @@ OptionTable ScoreCommand::options() {
     OptionTable table;
     table.text("model", "FOLDER", model, "the model to score");
     table.texts("data", "FILE...", data, "calibration rows");
-    table.text("out", "FILE.json", out, "the scores; a .csv and, with --width, a .width.safetensors stand beside it");
+    table.text("out", "FILE.json", out,
+               "the scores; a .csv and, with --width, a .width.safetensors stand beside it");
     windows.add_to(table);
-    table.optional_choices("width", width, "rank FFN neurons and measure the model at these FFN widths [8 steps]");
+    table.optional_choices("width", width,
+                           "rank FFN neurons and measure the model at these FFN widths [8 steps]");
     table.flag("full-hash", full_hash, "hash the weights' content, not only their headers and sizes");
     table.flag("resume", resume, "go on where an interrupted run stopped");
     return table;
@@ -115,7 +95,7 @@ CommandResult ScoreCommand::run(const Context& context) {
 
     Json json = Json::parse(text);
     return {.json = std::move(json),
-            .text = summary(outcome) + sharing_line(outcome) + "\nwrote " + files.json.string() + "\n"};
+            .text = scores_summary(scores) + sharing_line(outcome) + "\nwrote " + files.json.string() + "\n"};
 }
 
 }  // namespace minipuzzle::cli

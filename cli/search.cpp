@@ -73,8 +73,8 @@ std::unique_ptr<MeasuringBench> open_bench(const SearchCommand& command, const C
 nas::Measurer make_measurer(const MeasuringBench& bench, const Architecture& architecture,
                             const WidthScores* widths, const RunControl& control) {
     return [&bench, &architecture, widths, control](const std::vector<StudentPlan>& plans) {
-        const SweepResult sweep = minipuzzle::sweep(*bench.backend, architecture, bench.memory.weights(), plans,
-                                                    widths, bench.corpus, bench.windows, control);
+        const SweepResult sweep = minipuzzle::sweep(*bench.backend, architecture, bench.memory.weights(),
+                                                    plans, widths, bench.corpus, bench.windows, control);
         std::vector<nas::Measured> measured;
         int64_t tokens = 0;
         for (int64_t each : sweep.tokens) tokens += each;
@@ -92,7 +92,8 @@ void check_options(const SearchCommand& command) {
     require_option(command, "scores", !command.scores.empty());
     require_option(command, "out", !command.out.empty());
     if (!command.mem_budget && !command.max_params) fail_usage("search needs --mem-budget or --max-params");
-    if (!command.data.empty() && command.model.empty()) fail_usage("--data needs --model: only weights can be measured");
+    if (!command.data.empty() && command.model.empty())
+        fail_usage("--data needs --model: only weights can be measured");
     check_distinct(command.out, {command.model, command.scores});
 }
 
@@ -130,7 +131,8 @@ OptionTable SearchCommand::options() {
     table.flag("all", all, "keep every maximal candidate, not the 100 best");
     table.texts("data", "FILE...", data, "measure candidates on these rows");
     table.count("measure", measure, "how many candidates, spread over compositions", 1);
-    table.word("select-by", {"loss", "kl", "accuracy", "agreement"}, select_by, "measurement that picks the best");
+    table.word("select-by", {"loss", "kl", "accuracy", "agreement"}, select_by,
+               "measurement that picks the best");
     windows.add_to(table);
     table.text("out", "FOLDER", out, "gets search.json, best.plan.yaml, report.html");
     return table;

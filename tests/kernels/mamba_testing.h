@@ -49,6 +49,13 @@ std::vector<To> convert(const std::vector<From>& values) {
     return std::vector<To>(values.begin(), values.end());
 }
 
+// Sequence b of a tensor whose first axis is the batch.
+template <class T>
+std::vector<T> sequence(const std::vector<T>& values, int64_t b, int64_t batch) {
+    const int64_t each = div_exact(static_cast<int64_t>(values.size()), batch);
+    return std::vector<T>(values.begin() + b * each, values.begin() + (b + 1) * each);
+}
+
 inline double real(double value) { return value; }
 inline double real(std::complex<double> value) { return value.real(); }
 

@@ -26,7 +26,8 @@ void WorkloadOptions::add_to(OptionTable& table) {
     with_file.insert(with_file.end(), types.begin(), types.end());
     table.count("context", context, "tokens of context that the deployed model holds", 1);
     table.count("batch", batch, "sequences that the deployed model holds", 1);
-    table.word("weights", with_file, weights, "element type of the deployed weights; file: as they are stored");
+    table.word("weights", with_file, weights,
+               "element type of the deployed weights; file: as they are stored");
     table.word("kv", types, kv, "element type of the attention cache");
     table.word("ssm", types, ssm, "element type of the Mamba state");
     table.word("conv", types, conv, "element type of the convolution state");
@@ -52,7 +53,10 @@ std::vector<std::unique_ptr<Command>> all_commands() {
 }
 
 std::string shell_quoted(const std::string& word) {
-    const auto plain = [](char c) { return std::isalnum(static_cast<unsigned char>(c)) || std::string_view("_-./=:,%+@").find(c) != std::string_view::npos; };
+    const auto plain = [](char c) {
+        return std::isalnum(static_cast<unsigned char>(c)) ||
+               std::string_view("_-./=:,%+@").find(c) != std::string_view::npos;
+    };
     if (!word.empty() && std::all_of(word.begin(), word.end(), plain)) return word;
     std::string quoted = "'";
     for (char c : word) quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
@@ -63,7 +67,9 @@ namespace {
 
 std::string words_of(const Option& option, const Json& value) {
     if (option.arity == Arity::flag || (value.is_boolean() && value.get<bool>())) return "";
-    const auto word = [](const Json& item) { return shell_quoted(item.is_string() ? item.get<std::string>() : item.dump()); };
+    const auto word = [](const Json& item) {
+        return shell_quoted(item.is_string() ? item.get<std::string>() : item.dump());
+    };
     if (!value.is_array()) return " " + word(value);
     const std::string separator = option.arity == Arity::many ? " " : ",";
     std::string words;

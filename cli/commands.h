@@ -22,7 +22,7 @@ struct WindowOptions {
 
 struct InspectCommand : Command {
     std::vector<std::string> targets;
-    std::string arch, scores, plans;
+    std::string arch, scores, plans, model;
     WorkloadOptions workload;
     bool full_hash = false;
 
@@ -81,7 +81,9 @@ struct DistillCommand : Command {
     bool no_isolate = false, resume = false, resume_elsewhere = false, dry_run = false;
 
     const char* name() const override { return "distill"; }
-    const char* help() const override { return "Train a student on its teacher's logits, or a model on tokens"; }
+    const char* help() const override {
+        return "Train a student on its teacher's logits, or a model on tokens";
+    }
     OptionTable options() override;
     CommandResult run(const Context& context) override;
 };

@@ -222,8 +222,8 @@ void OptionTable::apply(const Json& section, const std::string& where, const Wor
             for (const Option& each : options_)
                 if (std::find(reserved.begin(), reserved.end(), each.name) == reserved.end())
                     known.push_back(each.name);
-            fail_input(fmt::format("{}: unknown key '{}', expected one of {}", where, key,
-                                   fmt::join(known, ", ")));
+            fail_input(
+                fmt::format("{}: unknown key '{}', expected one of {}", where, key, fmt::join(known, ", ")));
         }
         if (value.is_null()) continue;
         try {

@@ -56,8 +56,9 @@ class OptionTable {
     const Option* find(const std::string& name) const;
     // Sets an option from the command line's words; messages open with the option's name.
     void set(const Option& option, const std::vector<std::string>& words) const;
-    // Sets the options that a JSON object (a --config file, a recipe's section) names. Error bad_input where a
-    // key is unknown, stands in `reserved`, or holds a value that does not parse; `where` opens the message.
+    // Sets the options that a JSON object (a --config file, a recipe's section) names. Error bad_input where
+    // a key is unknown, stands in `reserved`, or holds a value that does not parse; `where` opens the
+    // message.
     void apply(const Json& section, const std::string& where,
                const std::vector<std::string>& reserved = {}) const;
     // {"seq-len": 512, ...}: every option with its value, for run logs and for telling runs apart.

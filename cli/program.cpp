@@ -15,9 +15,12 @@ constexpr const char* kDescription =
     "minipuzzle compresses hybrid Mamba-2 / attention / FFN language models (Hugging Face nemotron_h):\n"
     "a checkpoint and a memory budget in, a smaller checkpoint and the evidence for every choice out.";
 constexpr const char* kFooter =
-    "Sizes: 31.7GiB, 24GB, or a share of the teacher's total like 84%. Counts: k, M, B decimal, Ki, Mi binary.\n"
-    "Data rows (JSONL): {\"text\": ...} or {\"tokens\": [...]}, with an optional \"source\"; or .txt, a document a file.\n"
-    "Exit codes: 0 done, 2 usage, 3 bad input, 4 no student fits, 5 out of memory, 130 interrupted with state\n"
+    "Sizes: 31.7GiB, 24GB, or a share of the teacher's total like 84%. Counts: k, M, B decimal, Ki, Mi "
+    "binary.\n"
+    "Data rows (JSONL): {\"text\": ...} or {\"tokens\": [...]}, with an optional \"source\"; or .txt, a "
+    "document a file.\n"
+    "Exit codes: 0 done, 2 usage, 3 bad input, 4 no student fits, 5 out of memory, 130 interrupted with "
+    "state\n"
     "saved, 1 anything else.";
 
 // A table's options as CLI11 reads them. Not movable: CLI11 keeps nothing of ours, but we keep its handles.
@@ -63,9 +66,10 @@ CLI::Option* Binding::bind(CLI::App& app, const Option& option) {
     if (option.arity == Arity::many) handle->expected(1, 1 << 20)->allow_extra_args(true);
     if (!option.metavar.empty()) {
         const Json value = option.value();
-        const std::string fallback = value.is_null() || value.is_boolean()
-                                         ? ""
-                                         : " [" + (value.is_string() ? value.get<std::string>() : value.dump()) + "]";
+        const std::string fallback =
+            value.is_null() || value.is_boolean()
+                ? ""
+                : " [" + (value.is_string() ? value.get<std::string>() : value.dump()) + "]";
         handle->option_text(option.metavar + fallback);
     }
     return handle;

@@ -12,8 +12,9 @@ namespace minipuzzle::cli {
 
 enum class Loudness { quiet, normal, verbose };
 
-// On a terminal one bar with rate and time left, elsewhere a line every ten seconds. Notes are held back until
-// the work proves to have begun (the first progress or finish()), so that bad input is answered by one line.
+// On a terminal one bar with rate and time left, elsewhere a line every ten seconds. Notes are held back
+// until the work proves to have begun (the first progress or finish()), so that bad input is answered by one
+// line.
 class Console {
   public:
     explicit Console(Loudness loudness, std::FILE* stream = stderr);

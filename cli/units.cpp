@@ -118,12 +118,13 @@ std::vector<int64_t> parse_choices(const std::string& text) {
     if (dots != std::string::npos) {
         const auto colon = text.find(':', dots);
         const int64_t first = parse_count(text.substr(0, dots));
-        const int64_t last = parse_count(text.substr(
-            dots + 2, colon == std::string::npos ? std::string::npos : colon - dots - 2));
+        const int64_t last = parse_count(
+            text.substr(dots + 2, colon == std::string::npos ? std::string::npos : colon - dots - 2));
         const int64_t step = colon == std::string::npos ? 1 : parse_count(text.substr(colon + 1));
         if (step < 1 || last < first) fail_usage(fmt::format("'{}' is an empty range", text));
         if ((last - first) / step >= kMostChoices)
-            fail_usage(fmt::format("'{}' has more than {} values: give a step (A..B:STEP)", text, kMostChoices));
+            fail_usage(
+                fmt::format("'{}' has more than {} values: give a step (A..B:STEP)", text, kMostChoices));
         for (int64_t value = first; value <= last; value += step) values.push_back(value);
         return values;
     }
@@ -162,14 +163,17 @@ std::string format_bytes(int64_t bytes) {
     constexpr std::pair<int64_t, const char*> kScales[] = {
         {int64_t{1} << 30, "GiB"}, {int64_t{1} << 20, "MiB"}, {int64_t{1} << 10, "KiB"}};
     for (const auto& [scale, name] : kScales)
-        if (bytes >= scale) return fmt::format("{:.2f} {}", static_cast<double>(bytes) / static_cast<double>(scale), name);
+        if (bytes >= scale)
+            return fmt::format("{:.2f} {}", static_cast<double>(bytes) / static_cast<double>(scale), name);
     return fmt::format("{} bytes", bytes);
 }
 
 std::string format_count(int64_t count) {
-    constexpr std::pair<int64_t, const char*> kScales[] = {{1'000'000'000, "B"}, {1'000'000, "M"}, {1'000, "k"}};
+    constexpr std::pair<int64_t, const char*> kScales[] = {
+        {1'000'000'000, "B"}, {1'000'000, "M"}, {1'000, "k"}};
     for (const auto& [scale, name] : kScales)
-        if (count >= scale) return fmt::format("{:.2f} {}", static_cast<double>(count) / static_cast<double>(scale), name);
+        if (count >= scale)
+            return fmt::format("{:.2f} {}", static_cast<double>(count) / static_cast<double>(scale), name);
     return std::to_string(count);
 }
 

@@ -63,6 +63,7 @@ struct TrainJob {
     const Corpus& corpus;
     std::filesystem::path out;
     Provenance provenance;
+    std::vector<std::filesystem::path> inputs;  // model folders the run reads: `out` must be none of them
 };
 
 struct TrainOutcome {

@@ -207,8 +207,9 @@ struct LmHead {
 // loss are written for the student only. Forward only when neither gradient is given.
 struct VocabularyLoss {
     LmHead student;
-    LmHead teacher;  // not given: kl is left untouched and kl_weight must be 0
-    Tensor targets;  // [R] i32; negative: the token is masked
+    LmHead teacher;               // not given: kl is left untouched and kl_weight must be 0
+    Tensor targets;               // [R] i32; negative: the token is masked
+    int64_t sequence_length = 0;  // rows of one sequence, which must divide R; 0: all rows are one sequence
     double ce_weight = 0, kl_weight = 1, temperature = 1, scale = 1;
     Tensor ce, kl;    // [R] floating, per token, 0 where masked; each optional
     Tensor d_hidden;  // [R, D], overwritten; optional
@@ -231,10 +232,11 @@ struct LogitsComparison {
 // against them.
 struct CompareLogits {
     LmHead base;
-    Tensor targets;       // [R] i32; negative: masked
-    Tensor base_loss;     // [R], optional
-    Tensor base_correct;  // [R], optional
-    Tensor base_power;    // [R] sum_v z_base^2, optional
+    Tensor targets;               // [R] i32; negative: masked
+    int64_t sequence_length = 0;  // rows of one sequence, which must divide R; 0: all rows are one sequence
+    Tensor base_loss;             // [R], optional
+    Tensor base_correct;          // [R], optional
+    Tensor base_power;            // [R] sum_v z_base^2, optional
     std::vector<LogitsComparison> variants;
 };
 
@@ -243,7 +245,8 @@ struct CompareLogits {
 
 enum class FeatureKind { cosine, mse };
 // cosine: per token 1 - cos(student, teacher); mse: per token |student - teacher|^2 / |teacher|^2.
-// value[r] is the unscaled per-token term (0 where masked); d_student += scale * d(sum of terms).
+// value[r] is the unscaled per-token term (0 where masked); d_student += scale * d(sum of terms). Against a
+// zero vector the cosine counts as 0 and, for a zero teacher, the mse term as 0, both without gradient.
 struct FeatureLoss {
     FeatureKind kind = FeatureKind::cosine;
     Tensor student, teacher;  // [R, D]

@@ -1,0 +1,408 @@
+// Shapes and element types of every operation. A mismatch is our own wiring bug, so it throws InternalError.
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <vector>
+
+#include "kernels/ops.h"
+
+namespace minipuzzle {
+
+namespace {
+
+bool is_floating(DType dtype) {
+    return dtype == DType::f64 || dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16;
+}
+
+std::string describe(const Tensor& tensor) {
+    const std::vector<int64_t> extents(tensor.shape.begin(), tensor.shape.begin() + tensor.rank);
+    return fmt::format("{} {}", info(tensor.dtype).name, extents);
+}
+
+// The checks of one call of one operation: exact extents, one floating type, one device.
+class Checker {
+  public:
+    explicit Checker(const char* operation) : operation_(operation) {}
+
+    void require(bool condition, const std::string& expected) const {
+        if (!condition) throw InternalError(fmt::format("internal error: {}: {}", operation_, expected));
+    }
+
+    void floating(const char* name, const Tensor& tensor, std::initializer_list<int64_t> extents) {
+        shape(name, tensor, extents);
+        if (!seen_floating_) {
+            seen_floating_ = true;
+            floating_type_ = tensor.dtype;
+        }
+        require(is_floating(tensor.dtype) && tensor.dtype == floating_type_,
+                fmt::format("{} is {}, expected {}", name, describe(tensor),
+                            is_floating(floating_type_) ? info(floating_type_).name : "a floating type"));
+    }
+    void optional(const char* name, const Tensor& tensor, std::initializer_list<int64_t> extents) {
+        if (tensor) floating(name, tensor, extents);
+    }
+
+    void indices(const char* name, const Tensor& tensor, std::initializer_list<int64_t> extents) {
+        shape(name, tensor, extents);
+        require(tensor.dtype == DType::i32, fmt::format("{} is {}, expected I32", name, describe(tensor)));
+    }
+    void optional_indices(const char* name, const Tensor& tensor, std::initializer_list<int64_t> extents) {
+        if (tensor) indices(name, tensor, extents);
+    }
+
+    // Floating, of any rank, the same extents as `like`.
+    void same(const char* name, const Tensor& tensor, const Tensor& like) {
+        require(static_cast<bool>(tensor), fmt::format("{} is not given", name));
+        require(tensor.same_shape(like),
+                fmt::format("{} is {}, expected the extents of {}", name, describe(tensor), describe(like)));
+        const auto& e = tensor.shape;
+        if (tensor.rank == 1) floating(name, tensor, {e[0]});
+        if (tensor.rank == 2) floating(name, tensor, {e[0], e[1]});
+        if (tensor.rank == 3) floating(name, tensor, {e[0], e[1], e[2]});
+        if (tensor.rank == 4) floating(name, tensor, {e[0], e[1], e[2], e[3]});
+    }
+
+  private:
+    void shape(const char* name, const Tensor& tensor, std::initializer_list<int64_t> extents) {
+        require(static_cast<bool>(tensor), fmt::format("{} is not given", name));
+        const bool fits = tensor.rank == static_cast<int>(extents.size()) &&
+                          std::equal(extents.begin(), extents.end(), tensor.shape.begin());
+        require(fits,
+                fmt::format("{} is {}, expected {}", name, describe(tensor), std::vector<int64_t>(extents)));
+        if (!seen_device_) {
+            seen_device_ = true;
+            device_ = tensor.device;
+        }
+        require(tensor.device == device_, fmt::format("{} lies on another device", name));
+    }
+
+    const char* operation_;
+    bool seen_floating_ = false, seen_device_ = false;
+    DType floating_type_ = DType::f32;
+    DeviceKind device_ = DeviceKind::cpu;
+};
+
+// B, T and the last extent of a [B, T, .] tensor; zeros where it has another rank, which the shape check then
+// reports.
+struct Extents {
+    explicit Extents(const Tensor& tensor)
+        : b(tensor.size(0)), t(tensor.size(1)), columns(tensor.rank == 3 ? tensor.size(2) : 0) {}
+    int64_t b, t, columns;
+};
+
+void check_mamba_shape(const Checker& check, const MambaShape& s) {
+    check.require(s.heads > 0 && s.head_dim > 0 && s.state > 0 && s.groups > 0 && s.conv_kernel > 0 &&
+                      s.heads % s.groups == 0,
+                  fmt::format("heads {}, head_dim {}, state {}, groups {}, conv_kernel {}: expected positive "
+                              "numbers and heads divisible by groups",
+                              s.heads, s.head_dim, s.state, s.groups, s.conv_kernel));
+}
+
+// What ConvForward and ConvBackward share.
+template <class Conv>
+void check_conv(Checker& check, const Conv& args) {
+    const MambaShape& s = args.shape;
+    check_mamba_shape(check, s);
+    const Extents x(args.zxbcdt);
+    check.floating("zxbcdt", args.zxbcdt, {x.b, x.t, s.projection()});
+    check.floating("weight", args.weight, {s.conv_channels(), s.conv_kernel});
+    check.optional("bias", args.bias, {s.conv_channels()});
+    check.optional_indices("document", args.document, {x.b, x.t});
+    check.optional("initial_state", args.initial_state, {x.b, s.conv_channels(), s.conv_kernel - 1});
+}
+
+// What SsdForward and SsdBackward share.
+template <class Ssd>
+void check_ssd(Checker& check, const Ssd& args) {
+    const MambaShape& s = args.shape;
+    check_mamba_shape(check, s);
+    const Extents x(args.zxbcdt);
+    check.require(args.chunk > 0, fmt::format("chunk is {}, expected a positive number", args.chunk));
+    check.require(
+        args.dt_min >= 0 && args.dt_max >= args.dt_min,
+        fmt::format("dt_min {} and dt_max {}: expected 0 <= dt_min <= dt_max", args.dt_min, args.dt_max));
+    check.floating("zxbcdt", args.zxbcdt, {x.b, x.t, s.projection()});
+    check.floating("xbc", args.xbc, {x.b, x.t, s.conv_channels()});
+    check.floating("dt_bias", args.dt_bias, {s.heads});
+    check.floating("a_log", args.a_log, {s.heads});
+    check.floating("d", args.d, {s.heads});
+    check.optional_indices("document", args.document, {x.b, x.t});
+    check.optional("initial_state", args.initial_state, {x.b, s.heads, s.head_dim, s.state});
+}
+
+// What the two attention operations share.
+template <class Attention>
+void check_attention(Checker& check, const Attention& args) {
+    check.require(args.heads > 0 && args.kv_heads > 0 && args.head_dim > 0 && args.heads % args.kv_heads == 0,
+                  fmt::format("heads {}, kv_heads {}, head_dim {}: expected positive numbers and heads "
+                              "divisible by kv_heads",
+                              args.heads, args.kv_heads, args.head_dim));
+    const Extents x(args.q);
+    check.floating("q", args.q, {x.b, x.t, args.heads * args.head_dim});
+    check.floating("k", args.k, {x.b, x.t, args.kv_heads * args.head_dim});
+    check.floating("v", args.v, {x.b, x.t, args.kv_heads * args.head_dim});
+    check.optional_indices("document", args.document, {x.b, x.t});
+    check.floating("out", args.out, {x.b, x.t, args.heads * args.head_dim});
+}
+
+// `rows` and `vocabulary` are those of the first head.
+void check_lm_head(Checker& check, const char* name, const LmHead& lm, int64_t rows, int64_t vocabulary) {
+    const std::string hidden = fmt::format("{}.hidden", name), head = fmt::format("{}.head", name);
+    check.floating(hidden.c_str(), lm.hidden, {rows, lm.hidden.size(1)});
+    check.floating(head.c_str(), lm.head, {vocabulary, lm.hidden.size(1)});
+}
+
+void check_sequence_length(const Checker& check, int64_t length, int64_t rows) {
+    check.require(length >= 0 && (length == 0 || rows % length == 0),
+                  fmt::format("sequence_length is {}, expected 0 or a divisor of {} rows", length, rows));
+}
+
+}  // namespace
+
+void validate(const EmbeddingForward& args) {
+    Checker check("EmbeddingForward");
+    const Extents x(args.out);
+    check.indices("tokens", args.tokens, {x.b, x.t});
+    check.floating("weight", args.weight, {args.weight.size(0), x.columns});
+    check.floating("out", args.out, {x.b, x.t, x.columns});
+}
+
+void validate(const EmbeddingBackward& args) {
+    Checker check("EmbeddingBackward");
+    const Extents x(args.d_out);
+    check.indices("tokens", args.tokens, {x.b, x.t});
+    check.floating("d_out", args.d_out, {x.b, x.t, x.columns});
+    check.floating("d_weight", args.d_weight, {args.d_weight.size(0), x.columns});
+}
+
+void validate(const RmsNormForward& args) {
+    Checker check("RmsNormForward");
+    const Extents x(args.x);
+    check.floating("x", args.x, {x.b, x.t, x.columns});
+    check.floating("weight", args.weight, {x.columns});
+    check.floating("out", args.out, {x.b, x.t, x.columns});
+}
+
+void validate(const RmsNormBackward& args) {
+    Checker check("RmsNormBackward");
+    const Extents x(args.x);
+    check.floating("x", args.x, {x.b, x.t, x.columns});
+    check.floating("weight", args.weight, {x.columns});
+    check.floating("d_out", args.d_out, {x.b, x.t, x.columns});
+    check.floating("d_x", args.d_x, {x.b, x.t, x.columns});
+    check.optional("d_weight", args.d_weight, {x.columns});
+}
+
+void validate(const LinearForward& args) {
+    Checker check("LinearForward");
+    const Extents x(args.x);
+    const int64_t outputs = args.weight.size(0);
+    check.floating("x", args.x, {x.b, x.t, x.columns});
+    check.floating("weight", args.weight, {outputs, x.columns});
+    check.floating("out", args.out, {x.b, x.t, outputs});
+}
+
+void validate(const LinearBackward& args) {
+    Checker check("LinearBackward");
+    const Extents y(args.d_out);
+    check.floating("d_out", args.d_out, {y.b, y.t, y.columns});
+    if (args.d_x) {
+        const int64_t inputs = args.weight.size(1);
+        check.floating("weight", args.weight, {y.columns, inputs});
+        check.floating("d_x", args.d_x, {y.b, y.t, inputs});
+    }
+    if (args.d_weight) {
+        const int64_t inputs = args.d_weight.size(1);
+        check.floating("x", args.x, {y.b, y.t, inputs});
+        check.floating("d_weight", args.d_weight, {y.columns, inputs});
+    }
+}
+
+void validate(const SquaredReluForward& args) {
+    Checker check("SquaredReluForward");
+    check.same("x", args.x, args.x);
+    check.same("out", args.out, args.x);
+}
+
+void validate(const SquaredReluBackward& args) {
+    Checker check("SquaredReluBackward");
+    check.same("x", args.x, args.x);
+    check.same("d_out", args.d_out, args.x);
+    check.same("d_x", args.d_x, args.x);
+}
+
+void validate(const Add& args) {
+    Checker check("Add");
+    check.same("a", args.a, args.a);
+    check.same("b", args.b, args.a);
+    check.same("out", args.out, args.a);
+}
+
+void validate(const ConvForward& args) {
+    Checker check("ConvForward");
+    check_conv(check, args);
+    const MambaShape& s = args.shape;
+    const Extents x(args.zxbcdt);
+    check.floating("xbc", args.xbc, {x.b, x.t, s.conv_channels()});
+    check.optional("final_state", args.final_state, {x.b, s.conv_channels(), s.conv_kernel - 1});
+}
+
+void validate(const ConvBackward& args) {
+    Checker check("ConvBackward");
+    check_conv(check, args);
+    const MambaShape& s = args.shape;
+    const Extents x(args.zxbcdt);
+    check.floating("d_xbc", args.d_xbc, {x.b, x.t, s.conv_channels()});
+    check.floating("d_zxbcdt", args.d_zxbcdt, {x.b, x.t, s.projection()});
+    check.floating("d_weight", args.d_weight, {s.conv_channels(), s.conv_kernel});
+    check.optional("d_bias", args.d_bias, {s.conv_channels()});
+    check.optional("d_initial_state", args.d_initial_state, {x.b, s.conv_channels(), s.conv_kernel - 1});
+}
+
+void validate(const SsdForward& args) {
+    Checker check("SsdForward");
+    check_ssd(check, args);
+    const MambaShape& s = args.shape;
+    const Extents x(args.zxbcdt);
+    check.floating("y", args.y, {x.b, x.t, s.inner()});
+    check.optional("final_state", args.final_state, {x.b, s.heads, s.head_dim, s.state});
+    check.optional("chunk_states", args.chunk_states,
+                   {x.b, div_up(x.t, args.chunk) * s.heads, s.head_dim, s.state});
+}
+
+void validate(const SsdBackward& args) {
+    Checker check("SsdBackward");
+    check_ssd(check, args);
+    const MambaShape& s = args.shape;
+    const Extents x(args.zxbcdt);
+    check.floating("chunk_states", args.chunk_states,
+                   {x.b, div_up(x.t, args.chunk) * s.heads, s.head_dim, s.state});
+    check.floating("d_y", args.d_y, {x.b, x.t, s.inner()});
+    check.optional("d_final_state", args.d_final_state, {x.b, s.heads, s.head_dim, s.state});
+    check.floating("d_xbc", args.d_xbc, {x.b, x.t, s.conv_channels()});
+    check.floating("d_zxbcdt", args.d_zxbcdt, {x.b, x.t, s.projection()});
+    check.floating("d_dt_bias", args.d_dt_bias, {s.heads});
+    check.floating("d_a_log", args.d_a_log, {s.heads});
+    check.floating("d_d", args.d_d, {s.heads});
+    check.optional("d_initial_state", args.d_initial_state, {x.b, s.heads, s.head_dim, s.state});
+}
+
+void validate(const GatedNormForward& args) {
+    Checker check("GatedNormForward");
+    const MambaShape& s = args.shape;
+    check_mamba_shape(check, s);
+    const Extents x(args.y);
+    check.floating("y", args.y, {x.b, x.t, s.inner()});
+    check.floating("zxbcdt", args.zxbcdt, {x.b, x.t, s.projection()});
+    check.floating("weight", args.weight, {s.inner()});
+    check.floating("out", args.out, {x.b, x.t, s.inner()});
+}
+
+void validate(const GatedNormBackward& args) {
+    Checker check("GatedNormBackward");
+    const MambaShape& s = args.shape;
+    check_mamba_shape(check, s);
+    const Extents x(args.y);
+    check.floating("y", args.y, {x.b, x.t, s.inner()});
+    check.floating("zxbcdt", args.zxbcdt, {x.b, x.t, s.projection()});
+    check.floating("weight", args.weight, {s.inner()});
+    check.floating("d_out", args.d_out, {x.b, x.t, s.inner()});
+    check.floating("d_y", args.d_y, {x.b, x.t, s.inner()});
+    check.floating("d_zxbcdt", args.d_zxbcdt, {x.b, x.t, s.projection()});
+    check.floating("d_weight", args.d_weight, {s.inner()});
+}
+
+void validate(const AttentionForward& args) {
+    Checker check("AttentionForward");
+    check_attention(check, args);
+    const Extents x(args.q);
+    check.optional("lse", args.lse, {x.b, args.heads, x.t});
+}
+
+void validate(const AttentionBackward& args) {
+    Checker check("AttentionBackward");
+    check_attention(check, args);
+    const Extents x(args.q);
+    check.floating("lse", args.lse, {x.b, args.heads, x.t});
+    check.floating("d_out", args.d_out, {x.b, x.t, args.heads * args.head_dim});
+    check.floating("d_q", args.d_q, {x.b, x.t, args.heads * args.head_dim});
+    check.floating("d_k", args.d_k, {x.b, x.t, args.kv_heads * args.head_dim});
+    check.floating("d_v", args.d_v, {x.b, x.t, args.kv_heads * args.head_dim});
+}
+
+void validate(const VocabularyLoss& args) {
+    Checker check("VocabularyLoss");
+    const int64_t rows = args.student.hidden.size(0), vocabulary = args.student.head.size(0);
+    check_lm_head(check, "student", args.student, rows, vocabulary);
+    if (args.teacher.hidden || args.teacher.head) {
+        check_lm_head(check, "teacher", args.teacher, rows, vocabulary);
+    } else {
+        check.require(args.kl_weight == 0, "kl_weight is not 0 without a teacher");
+    }
+    check.indices("targets", args.targets, {rows});
+    check_sequence_length(check, args.sequence_length, rows);
+    check.require(args.temperature > 0, fmt::format("temperature is {}, expected > 0", args.temperature));
+    check.optional("ce", args.ce, {rows});
+    check.optional("kl", args.kl, {rows});
+    check.optional("d_hidden", args.d_hidden, {rows, args.student.hidden.size(1)});
+    check.optional("d_head", args.d_head, {vocabulary, args.student.hidden.size(1)});
+}
+
+void validate(const CompareLogits& args) {
+    Checker check("CompareLogits");
+    const int64_t rows = args.base.hidden.size(0), width = args.base.hidden.size(1);
+    const int64_t vocabulary = args.base.head.size(0);
+    check_lm_head(check, "base", args.base, rows, vocabulary);
+    check.indices("targets", args.targets, {rows});
+    check_sequence_length(check, args.sequence_length, rows);
+    check.optional("base_loss", args.base_loss, {rows});
+    check.optional("base_correct", args.base_correct, {rows});
+    check.optional("base_power", args.base_power, {rows});
+    for (const LogitsComparison& comparison : args.variants) {
+        check_lm_head(check, "variant", comparison.variant, rows, vocabulary);
+        check.optional("loss", comparison.loss, {rows});
+        check.optional("correct", comparison.correct, {rows});
+        check.optional("kl", comparison.kl, {rows});
+        check.optional("agrees", comparison.agrees, {rows});
+        check.optional("error", comparison.error, {rows});
+        check.optional("hidden_mse", comparison.hidden_mse, {rows});
+        check.optional("cosine", comparison.cosine, {rows});
+        check.require(
+            (!comparison.hidden_mse && !comparison.cosine) || comparison.variant.hidden.size(1) == width,
+            "hidden_mse and cosine need a variant as wide as the base");
+    }
+}
+
+void validate(const FeatureLoss& args) {
+    Checker check("FeatureLoss");
+    const int64_t rows = args.student.size(0), width = args.student.size(1);
+    check.floating("student", args.student, {rows, width});
+    check.floating("teacher", args.teacher, {rows, width});
+    check.optional_indices("targets", args.targets, {rows});
+    check.optional("value", args.value, {rows});
+    check.optional("d_student", args.d_student, {rows, width});
+}
+
+void validate(const AbsoluteColumnSums& args) {
+    Checker check("AbsoluteColumnSums");
+    const Extents x(args.x);
+    check.floating("x", args.x, {x.b, x.t, x.columns});
+    check.floating("out", args.out, {x.b, x.columns});
+}
+
+void validate(const SquaredNorm& args) {
+    Checker check("SquaredNorm");
+    check.same("x", args.x, args.x);
+    check.require(args.out != nullptr, "out is not given");
+}
+
+void validate(const AdamW& args) {
+    Checker check("AdamW");
+    check.same("parameter", args.parameter, args.parameter);
+    check.same("gradient", args.gradient, args.parameter);
+    check.same("moment1", args.moment1, args.parameter);
+    check.same("moment2", args.moment2, args.parameter);
+    check.require(args.step >= 1, fmt::format("step is {}, expected 1 or more", args.step));
+}
+
+}  // namespace minipuzzle

@@ -25,6 +25,8 @@ class ThreadPool {
     // Memory of one worker, grown on demand and kept, so that no step after the first allocates.
     // Uninitialised, 64-byte aligned. A task gets one block: carve it up.
     std::byte* scratch(int worker, int64_t bytes);
+    // One more such block, for what all tasks of an operation share. Call it outside of parallel_for.
+    std::byte* shared_scratch(int64_t bytes);
 
   private:
     struct State;

@@ -131,8 +131,7 @@ void prune(const Checkpoint& teacher, const StudentPlan& plan, const WidthScores
     update_config(outgoing.config, student);
     for (const TensorSlot& slot : tensor_slots(student)) outgoing.tensors.push_back(cut_tensor(cut, slot));
     for (const StoredTensor& tensor : teacher.unknown()) outgoing.tensors.push_back(carried(tensor));
-    for (const std::filesystem::path& file : teacher.other_files())
-        if (file.filename() != "README.md" || model_card.empty()) outgoing.copies.push_back(file);
+    outgoing.copies = teacher.other_files();
     if (!model_card.empty()) outgoing.texts["README.md"] = model_card;
     write_checkpoint(out, outgoing);
 }

@@ -81,7 +81,8 @@ TEST_CASE("a dropped layer is gone and the later ones move up, bytes untouched")
     for (const TensorSlot& slot : tensor_slots(student.architecture())) {
         std::string source = slot.name;
         if (slot.layer >= 0)
-            source.replace(0, source.find('.', 7), "layers." + std::to_string(kept[static_cast<std::size_t>(slot.layer)]));
+            source.replace(0, source.find('.', 7),
+                           "layers." + std::to_string(kept[static_cast<std::size_t>(slot.layer)]));
         check_same_tensor(student.tensor(slot.name), teacher.tensor(source));
     }
     Workload workload;
@@ -120,7 +121,8 @@ TEST_CASE("a narrower FFN keeps its neurons' rows and columns in ascending order
     REQUIRE(down.shape == std::vector<int64_t>{width_in, 3});
     for (int64_t i = 0; i < 3; ++i)
         for (int64_t c = 0; c < width_in; ++c) {
-            CHECK(element(up, i, c) == element(teacher.tensor("layers.1.mixer.up_proj.weight"), neurons[i], c));
+            CHECK(element(up, i, c) ==
+                  element(teacher.tensor("layers.1.mixer.up_proj.weight"), neurons[i], c));
             CHECK(element(down, c, i) ==
                   element(teacher.tensor("layers.1.mixer.down_proj.weight"), c, neurons[i]));
         }
@@ -156,7 +158,8 @@ TEST_CASE("plans that cannot be cut are refused and leave nothing behind") {
     WidthScores other = reversed_orders(architecture);
     other.ffn_order[3].resize(16);
     CHECK_THAT(bad_input([&] { prune(teacher, plan, &other, "", folder / "s"); }), Contains("layer 3"));
-    CHECK_THAT(bad_input([&] { prune(teacher, dropping({4}), nullptr, "", folder / "s"); }), Contains("0..3"));
+    CHECK_THAT(bad_input([&] { prune(teacher, dropping({4}), nullptr, "", folder / "s"); }),
+               Contains("0..3"));
     plan = {};
     plan.mamba_heads_per_group = 1;
     CHECK_THAT(error_of(ErrorKind::usage, [&] { prune(teacher, plan, nullptr, "", folder / "s"); }),

@@ -63,7 +63,7 @@ double true_loss(const Problem& problem, const StudentPlan& plan) {
 struct CountingMeasurer {
     const Problem& problem;
     int calls = 0;
-    std::vector<StudentPlan> plans;
+    std::vector<StudentPlan> plans = {};
     std::vector<Measured> operator()(const std::vector<StudentPlan>& asked) {
         ++calls;
         std::vector<Measured> measured;
@@ -104,8 +104,7 @@ TEST_CASE("the example search result is read whole") {
 TEST_CASE("a result written has every key of the example, and reads back as itself") {
     Problem problem;
     CountingMeasurer measurer{problem};
-    const SearchResult result =
-        search(problem.teacher, problem.scores, problem.options, std::ref(measurer));
+    const SearchResult result = search(problem.teacher, problem.scores, problem.options, std::ref(measurer));
     const std::string text = search_json(result);
     CHECK(search_json(read_text(text)) == text);
 
@@ -133,8 +132,7 @@ TEST_CASE("measured search: the best of what was measured, of many compositions"
     Problem problem;
     problem.options.measure = 16;
     CountingMeasurer measurer{problem};
-    const SearchResult result =
-        search(problem.teacher, problem.scores, problem.options, std::ref(measurer));
+    const SearchResult result = search(problem.teacher, problem.scores, problem.options, std::ref(measurer));
     CHECK(result.status == "measured");
     CHECK(measurer.calls <= 2);
     CHECK(measurer.plans.size() == 16);
@@ -163,8 +161,7 @@ TEST_CASE("measuring follows select_by, and everything where the pool is small")
     problem.options.measure = 1000;
     problem.options.select_by = "accuracy";
     CountingMeasurer measurer{problem};
-    const SearchResult result =
-        search(problem.teacher, problem.scores, problem.options, std::ref(measurer));
+    const SearchResult result = search(problem.teacher, problem.scores, problem.options, std::ref(measurer));
     CHECK(measurer.calls == 1);
     CHECK(result.select_by == "accuracy");
     double most = 0;
@@ -175,7 +172,8 @@ TEST_CASE("measuring follows select_by, and everything where the pool is small")
     CHECK(find_candidate(result, "").measured->next_token_accuracy == most);
     REQUIRE(result.rank_correlation);
     problem.options.select_by = "luck";
-    CHECK_THROWS_WITH(search(problem.teacher, problem.scores, problem.options, nullptr), Contains("agreement"));
+    CHECK_THROWS_WITH(search(problem.teacher, problem.scores, problem.options, nullptr),
+                      Contains("agreement"));
 }
 
 TEST_CASE("widths: the curve's grid when free, any width when fixed, none without a curve") {
@@ -213,7 +211,8 @@ TEST_CASE("an infeasible budget names the smallest student and what would help")
         FAIL("found a student");
     } catch (const Error& error) {
         CHECK(error.kind() == ErrorKind::infeasible);
-        CHECK_THAT(error.what(), Contains("--context ") && Contains("--kv fp8") && Contains("free layer counts"));
+        CHECK_THAT(error.what(),
+                   Contains("--context ") && Contains("--kv fp8") && Contains("free layer counts"));
     }
     // The context it names is the largest that fits.
     const std::string message = [&] {

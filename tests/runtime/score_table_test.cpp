@@ -102,7 +102,9 @@ TEST_CASE("scores that contradict themselves are refused with the place") {
     CHECK_THROWS_WITH(read_text(with([](Json& j) { j["layers"][1]["type"] = "M"; })), Contains("M-*-"));
     CHECK_THROWS_WITH(read_text(with([](Json& j) { j["layers"][1]["layer"] = 2; })), Contains("layers[1]"));
     CHECK_THROWS_WITH(read_text(with([](Json& j) { j["layers"][1]["kl"] = "x"; })), Contains("kl"));
-    CHECK_THROWS_WITH(read_text(with([](Json& j) { j["layers"][0]["loss_delta_ci"] = {2, 1}; })),
+    CHECK_THROWS_WITH(read_text(with([](Json& j) {
+                          j["layers"][0]["loss_delta_ci"] = {2, 1};
+                      })),
                       Contains("loss_delta_ci"));
     CHECK_THROWS_WITH(read_text(with([](Json& j) { j["ffn_width_curve"][1]["ffn_width"] = 512; })),
                       Contains("twice"));

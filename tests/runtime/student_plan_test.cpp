@@ -116,8 +116,9 @@ TEST_CASE("plans that do not fit the teacher are refused") {
 }
 
 TEST_CASE("plan rows: one student a line") {
-    const TemporaryFile rows("rows.jsonl", "{\"drop\": [3], \"ffn_width\": null}\n\n{\"drop\": [], "
-                                           "\"ffn_width\": 8}\n{\"drop\": [2, 0]}\n");
+    const TemporaryFile rows("rows.jsonl",
+                             "{\"drop\": [3], \"ffn_width\": null}\n\n{\"drop\": [], "
+                             "\"ffn_width\": 8}\n{\"drop\": [2, 0]}\n");
     const std::vector<StudentPlan> plans = read_plan_rows(rows.path);
     REQUIRE(plans.size() == 3);
     CHECK(plans[0] == dropping({3}));

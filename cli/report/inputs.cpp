@@ -59,7 +59,7 @@ std::vector<Found> find_artefacts(const fs::path& folder) {
 
 std::optional<EvaluationFile> read_evaluation(const Found& file, SourceFile& source) {
     const Json json = read_json(file.path);
-    ObjectReader reader(json, file.path.string() + ": ");
+    ObjectReader reader(json, file.path.string());
     source.provenance = reader.header("minipuzzle.eval/1");
     if (reader.has("students") || reader.has("tasks")) return std::nullopt;
     EvaluationFile evaluation;
@@ -76,7 +76,7 @@ std::optional<EvaluationFile> read_evaluation(const Found& file, SourceFile& sou
 // The rows of a summary.json; their losses are those of the evaluations beside it.
 std::vector<EvaluationFile> read_summary(const Found& file, SourceFile& source) {
     const Json json = read_json(file.path);
-    ObjectReader reader(json, file.path.string() + ": ");
+    ObjectReader reader(json, file.path.string());
     source.provenance = reader.header("minipuzzle.summary/1");
     std::vector<EvaluationFile> rows;
     for (const char* name : {"teacher", "pruned", "distilled"}) {

@@ -54,7 +54,7 @@ struct StudentHome {
     Json config;
 };
 
-StudentHome from_folder(Backend& backend, const fs::path& folder, const std::optional<Checkpoint>& teacher) {
+StudentHome from_folder(Backend& backend, const fs::path& folder, const Checkpoint* teacher) {
     StudentHome home;
     home.checkpoint.emplace(folder);
     home.memory.emplace(load_weights(backend, *home.checkpoint));
@@ -154,8 +154,7 @@ CommandResult DistillCommand::run(const Context& context) {
     const auto backend = open_backend(context);
     std::optional<LoadedModel> teacher_model;
     if (!teacher.empty()) teacher_model.emplace(*backend, teacher);
-    std::optional<Checkpoint> teacher_checkpoint;
-    if (teacher_model) teacher_checkpoint = teacher_model->checkpoint;
+    const Checkpoint* teacher_checkpoint = teacher_model ? &teacher_model->checkpoint : nullptr;
 
     const fs::path cut = fs::path(out) / kCutStudent;
     if (!plan.empty()) {

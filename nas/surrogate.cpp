@@ -7,7 +7,8 @@
 namespace minipuzzle::nas {
 
 Surrogate make_surrogate(const ScoreTable& scores, Objective objective) {
-    Surrogate surrogate{.objective = objective};
+    Surrogate surrogate;
+    surrogate.objective = objective;
     if (objective == Objective::loss_delta) surrogate.base = scores.base_loss;
     for (const LayerScore& layer : scores.layers) surrogate.cost.push_back(value(layer, objective));
     for (const WidthPoint& point : scores.ffn_width_curve) {

@@ -19,7 +19,6 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr const char* kMarker = ".minipuzzle";
 constexpr const char* kMarkerText =
     "Written by minipuzzle: this folder is its output and may be replaced by it.\n";
 
@@ -75,11 +74,11 @@ void expect_ours(const fs::path& folder) {
     if (!fs::is_directory(status))
         fail_input(
             fmt::format("{}: exists and is not a folder; choose another output folder", folder.string()));
-    if (!fs::is_empty(folder, error) && !fs::exists(folder / kMarker))
+    if (!fs::is_empty(folder, error) && !fs::exists(folder / kOutputMarker))
         fail_input(
             fmt::format("{}: exists and is not ours (it has files but no {} marker); choose an empty or new "
                         "output folder",
-                        folder.string(), kMarker));
+                        folder.string(), kOutputMarker));
 }
 
 // Puts `partial` where `folder` is; an existing folder ends up under the partial name.
@@ -178,7 +177,7 @@ void write_folder_atomically(const fs::path& given,
     try {
         fs::remove_all(partial);
         make_folders(partial);
-        write_file_atomically(partial / kMarker, kMarkerText);
+        write_file_atomically(partial / kOutputMarker, kMarkerText);
         fill(partial);
         put_in_place(partial, folder);
     } catch (const fs::filesystem_error& error) {
@@ -196,7 +195,7 @@ void claim_folder(const fs::path& folder) {
     const fs::path path = resolved(folder);
     expect_ours(path);
     make_folders(path);
-    if (!fs::exists(path / kMarker)) write_file_atomically(path / kMarker, kMarkerText);
+    if (!fs::exists(path / kOutputMarker)) write_file_atomically(path / kOutputMarker, kMarkerText);
 }
 
 MappedFile::MappedFile(const fs::path& path) {

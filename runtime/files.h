@@ -37,9 +37,12 @@ class FileWriter {
 // removed).
 void write_file_atomically(const std::filesystem::path& path, const std::string& content);
 
+// The file that says a folder is our output and may be replaced.
+inline constexpr const char* kOutputMarker = ".minipuzzle";
+
 // Builds a folder as `FOLDER.partial` through `fill(partial)` and renames it into place; on failure nothing
-// is left. An existing target must be empty or carry our marker (a `.minipuzzle` file, written by this
-// function), else Error bad_input; a marked one is replaced.
+// is left. An existing target must be empty or carry our marker, which this function writes, else Error
+// bad_input; a marked one is replaced.
 void write_folder_atomically(const std::filesystem::path& folder,
                              const std::function<void(const std::filesystem::path& partial)>& fill);
 

@@ -183,7 +183,7 @@ std::vector<StudentPlan> read_plan_rows(const std::filesystem::path& path) {
     for (int64_t number = 1; std::getline(lines, line); ++number) {
         if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
         const std::string where = fmt::format("{}:{}", path.string(), number);
-        const Json row = parse_config_text(line, where);
+        const Json row = parse_json(line, where);
         ObjectReader reader(row, where + ": ");
         plans.push_back(read_fields(reader));
         reader.finish();

@@ -36,10 +36,11 @@ struct Range {
         low = std::min(low, value);
         high = std::max(high, value);
     }
-    void pad(double share) {
-        const double by = high > low ? (high - low) * share : std::max(std::fabs(high) * 0.05, 1e-9);
-        low -= by;
-        high += by;
+    // Room at both ends, as shares of the range; some for a range of one value too.
+    void pad(double below, double above) {
+        const double by = high > low ? high - low : std::max(std::fabs(high) * 0.1, 1e-9);
+        low -= by * below;
+        high += by * above;
     }
 };
 
@@ -58,6 +59,7 @@ struct Chart {
     Unit unit;
     double teacher_value = 0;  // the teacher on the objective's axis
     Svg svg;
+    bool has_budget_line = false;
     double mega(int64_t bytes) const { return static_cast<double>(bytes) / unit.bytes; }
 };
 
@@ -115,29 +117,32 @@ void draw_candidate(Chart& chart, const View& view, const nas::Candidate& candid
     chart.svg.close_group();
 }
 
-// The best candidate's name beside its ring, on the side where there is room.
+// The best candidate's name below its ring: under the frontier there is nothing else.
 void label_best(Chart& chart, const View& view) {
     const nas::Candidate* best = best_of(chart.search);
     if (!best) return;
     const auto measured = view.measured(*best), predicted = view.predicted(*best);
     if (!measured && !predicted) return;
-    const Point at = view.plot.at(chart.mega(best->memory.total()), measured ? *measured : *predicted);
-    const std::string text = fmt::format("{}: {}", best->id, value_text(measured ? *measured : *predicted));
-    const bool left = at.x + 14 + text_width(text, 13) > view.plot.box.right();
-    chart.svg.text({at.x + (left ? -13 : 13), at.y + (view.close_up ? 17 : -9)}, text,
-                   left ? Anchor::end : Anchor::start, "strong halo");
+    const double figure = measured ? *measured : *predicted;
+    const Point at = view.plot.at(chart.mega(best->memory.total()), figure);
+    const std::string text = fmt::format("{}: {}", best->id, value_text(figure));
+    const bool left = at.x - 4 - text_width(text, 13) > view.plot.box.x;
+    chart.svg.text({at.x + (left ? -4 : 4), at.y + 23}, text, left ? Anchor::end : Anchor::start,
+                   "strong halo");
 }
 
-void draw_budget(Chart& chart, const View& view) {
-    if (chart.search.budget_bytes < 0) return;
+// Whether the budget lies in view.
+bool draw_budget(Chart& chart, const View& view) {
+    if (chart.search.budget_bytes < 0) return false;
     const double x = chart.mega(chart.search.budget_bytes);
-    if (x < view.plot.x.from || x > view.plot.x.to) return;
+    if (x < view.plot.x.from || x > view.plot.x.to) return false;
     const double at = view.plot.x(x);
     chart.svg.line({at, view.plot.box.y - 4}, {at, view.plot.box.bottom()}, "budget");
     const std::string text = "budget " + memory_text(chart.search.budget_bytes);
     const double half = text_width(text, 11) / 2;
     const double centre = std::clamp(at, view.plot.box.x + half, view.plot.box.right() - half);
     chart.svg.text({centre, view.plot.box.y - 8}, text, Anchor::middle, "small budget-label");
+    return true;
 }
 
 void draw_teacher(Chart& chart, const View& view) {
@@ -157,8 +162,8 @@ void draw_view(Chart& chart, const View& view, const std::string& y_title) {
         chart.svg.line({box.x, view.plot.y(value)}, {box.right(), view.plot.y(value)}, "grid");
         chart.svg.text({box.x - 8, view.plot.y(value) + 4}, marks.label(value), Anchor::end, "tick");
     }
-    chart.svg.text({box.x - 54, 14}, view.title, Anchor::start, "strong");
-    chart.svg.text({box.x - 54 + text_width(view.title, 13) + 10, 14}, y_title, Anchor::start, "axis-title");
+    chart.svg.text({box.x - 62, 14}, view.title, Anchor::start, "strong");
+    chart.svg.text({box.x - 62 + text_width(view.title, 13) + 10, 14}, y_title, Anchor::start, "axis-title");
     draw_x_axis(chart.svg, view.plot, fmt::format("memory in use ({})", chart.unit.name), 6);
     chart.svg.open_clipped(box);
     if (view.predicted)
@@ -167,7 +172,7 @@ void draw_view(Chart& chart, const View& view, const std::string& y_title) {
         if (candidate.id != chart.search.best) draw_candidate(chart, view, candidate);
     if (const nas::Candidate* best = best_of(chart.search)) draw_candidate(chart, view, *best);
     chart.svg.close_clipped();
-    draw_budget(chart, view);
+    chart.has_budget_line |= draw_budget(chart, view);
     if (!view.close_up) draw_teacher(chart, view);
     label_best(chart, view);
 }
@@ -187,9 +192,9 @@ View overview(const Chart& chart, const Box& box, const Figure& predicted, const
     y.high = y.low + 2.5 * (y.high - y.low);
     for (const nas::FrontierPoint& point : chart.search.frontier)
         if (point.value <= y.high) x.add(chart.mega(point.total));
-    x.pad(0.04);
-    y.pad(0.05);
-    View view{.title = "All budgets", .predicted = predicted, .measured = measured};
+    x.pad(0.04, 0.04);
+    y.pad(0.14, 0.03);
+    View view{.title = "All budgets", .plot = {}, .predicted = predicted, .measured = measured};
     view.plot = {box, {x.low, x.high, box.x, box.right()}, {y.low, y.high, box.bottom(), box.y}};
     return view;
 }
@@ -203,9 +208,10 @@ View close_up(const Chart& chart, const Box& box, const Figure& predicted, const
     }
     const double budget = chart.mega(chart.search.budget_bytes);
     if (chart.search.budget_bytes >= 0 && budget < x.high + 2 * (x.high - x.low)) x.add(budget);
-    x.pad(0.07);
-    y.pad(0.09);
-    View view{.title = "Candidates", .predicted = predicted, .measured = measured, .close_up = true};
+    x.pad(0.07, 0.07);
+    y.pad(0.16, 0.08);
+    View view{
+        .title = "Candidates", .plot = {}, .predicted = predicted, .measured = measured, .close_up = true};
     view.plot = {box, {x.low, x.high, box.x, box.right()}, {y.low, y.high, box.bottom(), box.y}};
     return view;
 }
@@ -241,17 +247,14 @@ std::string frontier_chart(const nas::SearchResult& search) {
         const bool apart = measured && !comparable_here;
         View view =
             apart ? close_up(chart, right, kNothing, loss) : close_up(chart, right, predicted, shared);
-        if (apart) {
-            view.title = "Candidates, measured";
-            std::erase_if(view.title, [](char) { return false; });
-        }
+        if (apart) view.title = "Candidates, measured";
         draw_view(chart, view, apart ? "loss (nats per token)" : predicted_axis(search.objective));
     }
     std::vector<LegendEntry> entries = {{"frontier", "best predicted at every budget"},
                                         {"predicted", "candidate, predicted"}};
     if (measured) entries.push_back({"measured", "candidate, measured"});
     entries.insert(entries.end(), {{"ring", "best"}, {"teacher-mark", "teacher"}});
-    if (search.budget_bytes >= 0) entries.push_back({"budget", "budget"});
+    if (chart.has_budget_line) entries.push_back({"budget", "budget"});
     return legend(entries) + chart.svg.finish();
 }
 

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 
 namespace minipuzzle::report {
@@ -65,8 +66,20 @@ std::string value_text(double value, int digits) {
     return value < 0 ? "\u2212" + text : text;
 }
 
-std::string value_or_dash(const std::optional<double>& value, int digits) {
-    return value ? value_text(*value, digits) : "\u2013";
+int decimals_for(const std::vector<double>& values) {
+    double most = 0;
+    for (const double value : values)
+        if (std::isfinite(value)) most = std::max(most, std::fabs(value));
+    return most > 0 ? std::clamp(3 - static_cast<int>(std::floor(std::log10(most))), 0, 9) : 0;
+}
+
+std::string fixed_text(double value, int decimals) {
+    const std::string text = fmt::format("{:.{}f}", std::fabs(value), decimals);
+    return value < 0 ? "\u2212" + text : text;
+}
+
+std::string fixed_or_dash(const std::optional<double>& value, int decimals) {
+    return value ? fixed_text(*value, decimals) : "\u2013";
 }
 
 std::string table(const std::vector<Column>& columns, const std::vector<Row>& rows) {

@@ -22,8 +22,12 @@ std::string count_text(int64_t count);
 std::string grouped(int64_t count);
 // `digits` significant digits without needless zeros, a true minus sign, "not a number" spelled "nan".
 std::string value_text(double value, int digits = 4);
+// As many decimals as four significant digits of the largest of `values` take: columns of equal decimals.
+int decimals_for(const std::vector<double>& values);
+// Exactly `decimals` decimals.
+std::string fixed_text(double value, int decimals);
 // The number, or a dash where it is unknown.
-std::string value_or_dash(const std::optional<double>& value, int digits = 4);
+std::string fixed_or_dash(const std::optional<double>& value, int decimals);
 
 enum class CellKind { text, number };
 struct Column {

@@ -32,16 +32,14 @@ struct Bar {
     std::optional<double> value;
     double centre = 0;
     bool clipped = false;
+    int label_row = 0;  // of a clipped bar
 };
 
 struct Layout {
     Plot plot;
     double slot = 0, thickness = 0, height = 0, width = 0;
     std::vector<Bar> bars;
-    std::vector<int> label_rows;  // per bar; -1 without a label
 };
-
-std::string clip_label(const Bar& bar) { return bar.value ? value_text(*bar.value, 3) : "?"; }
 
 // The lower end of the value axis: 0, or what the most harmful layer needs.
 double lowest(const ScoreTable& table, Objective objective) {
@@ -54,7 +52,8 @@ double lowest(const ScoreTable& table, Objective objective) {
     return low;
 }
 
-Layout lay_out(const ScoreTable& table, Objective objective, double cap) {
+// `whole` is the largest value that is drawn at full length, `cap` the top of the axis.
+Layout lay_out(const ScoreTable& table, Objective objective, double whole, double cap) {
     Layout layout;
     const auto count = static_cast<double>(table.layers.size());
     layout.slot = std::min((kWidth - kLeft - kRight) / count, 64.0);
@@ -65,10 +64,11 @@ Layout lay_out(const ScoreTable& table, Objective objective, double cap) {
     for (std::size_t i = 0; i < table.layers.size(); ++i) {
         Bar bar{.score = &table.layers[i], .value = value(table.layers[i], objective)};
         bar.centre = kLeft + layout.slot * (static_cast<double>(i) + 0.5);
-        bar.clipped = bar.value && *bar.value > cap * 1.0000001;
-        const double half = text_width(clip_label(bar), 11) / 2 + 2;
-        const bool labelled = bar.clipped || !bar.value;
-        layout.label_rows.push_back(labelled ? rows.place(bar.centre - half, bar.centre + half) : -1);
+        bar.clipped = bar.value && *bar.value > whole;
+        if (bar.clipped) {
+            const double half = text_width(value_text(*bar.value, 3), 11) / 2 + 2;
+            bar.label_row = rows.place(bar.centre - half, bar.centre + half);
+        }
         layout.bars.push_back(bar);
     }
     const double top = 26 + kLabelRow * rows.rows();
@@ -114,8 +114,7 @@ void draw_interval(Svg& svg, const Layout& layout, const Bar& bar) {
         svg.line({bar.centre - cap, end}, {bar.centre + cap, end}, "interval");
 }
 
-void draw_bar(Svg& svg, const Layout& layout, std::size_t index, Objective objective) {
-    const Bar& bar = layout.bars[index];
+void draw_bar(Svg& svg, const Layout& layout, const Bar& bar, Objective objective) {
     const Plot& plot = layout.plot;
     const double left = bar.centre - layout.thickness / 2;
     svg.open_group(fmt::format("bar {}{}", type_class(bar.score->type), bar.value ? "" : " unknown"),
@@ -129,12 +128,19 @@ void draw_bar(Svg& svg, const Layout& layout, std::size_t index, Objective objec
     } else {
         svg.rect({left, plot.box.y + 1, layout.thickness, plot.y(0) - plot.box.y - 1}, "body");
     }
-    if (const int row = layout.label_rows[index]; row >= 0) {
-        const double base = plot.box.y - 5 - kLabelRow * row;
-        if (row > 0) svg.line({bar.centre, base + 3}, {bar.centre, plot.box.y - 2}, "leader");
-        svg.text({bar.centre, base}, clip_label(bar), Anchor::middle, "small");
-    }
     svg.close_group();
+}
+
+// The values of the bars that are cut off; all lines first, so that the halo of a text interrupts them.
+void draw_clip_labels(Svg& svg, const Layout& layout) {
+    const double top = layout.plot.box.y;
+    for (const Bar& bar : layout.bars)
+        if (bar.clipped && bar.label_row > 0)
+            svg.line({bar.centre, top - 2 - kLabelRow * bar.label_row}, {bar.centre, top - 2}, "leader");
+    for (const Bar& bar : layout.bars)
+        if (bar.clipped)
+            svg.text({bar.centre, top - 5 - kLabelRow * bar.label_row}, value_text(*bar.value, 3),
+                     Anchor::middle, "small halo");
 }
 
 void draw_layer_axis(Svg& svg, const Layout& layout, const std::vector<int64_t>& dropped) {
@@ -181,13 +187,20 @@ std::string importance_chart(const ScoreTable& table, Objective objective,
     std::vector<double> values;
     for (const LayerScore& layer : table.layers)
         if (const auto v = value(layer, objective)) values.push_back(*v);
-    double cap = clip_level(values).value_or(1.0);
+    const double whole = clip_level(values).value_or(1.0);
+    double cap = whole;
+    // Whiskers of the bars that stay whole get room, up to a third more.
+    if (objective == Objective::loss_delta)
+        for (const LayerScore& layer : table.layers)
+            if (layer.loss_delta && *layer.loss_delta <= whole && layer.loss_delta_ci)
+                cap = std::max(cap, std::min((*layer.loss_delta_ci)[1], whole * 1.33));
     if (cap <= 0) cap = 1e-12 - std::min(0.0, lowest(table, objective)) * 0.1;
-    const Layout layout = lay_out(table, objective, cap);
+    const Layout layout = lay_out(table, objective, whole, cap);
 
     Svg svg(layout.width, layout.height, alternative(table, objective));
     draw_y_axis(svg, layout.plot, objective_axis(objective));
-    for (std::size_t i = 0; i < layout.bars.size(); ++i) draw_bar(svg, layout, i, objective);
+    for (const Bar& bar : layout.bars) draw_bar(svg, layout, bar, objective);
+    draw_clip_labels(svg, layout);
     draw_layer_axis(svg, layout, dropped);
     const auto count = [&](LayerType type) {
         return std::count_if(table.layers.begin(), table.layers.end(),

@@ -45,12 +45,14 @@ std::string strip(const std::string& pattern, const std::vector<int64_t>& drop, 
         path += fmt::format("M{} {}h{}v{}h-{}z", px(slot * static_cast<double>(i)),
                             px((kCellHeight - height) / 2), px(cell), px(height), px(cell));
     }
-    Svg svg(slot * static_cast<double>(pattern.size()), kCellHeight, label, css_class);
+    const double width = slot * static_cast<double>(pattern.size());
+    Svg svg(width, kCellHeight, label, css_class);
     for (const LayerType type : kLayerTypes)
         if (const auto& path = paths[static_cast<std::size_t>(type)]; !path.empty())
             svg.path(path, fmt::format("cell {}", type_class(type)));
     if (!paths[3].empty()) svg.path(paths[3], "cell gone");
-    return svg.finish();
+    // On narrow pages the table scrolls before the cells grow too thin to see.
+    return fmt::format("<div style=\"min-width:{}px\">{}</div>", px(std::min(width, 280.0)), svg.finish());
 }
 
 std::string layer_list(const std::vector<int64_t>& layers) {
@@ -60,39 +62,56 @@ std::string layer_list(const std::vector<int64_t>& layers) {
     return text;
 }
 
-Row teacher_row(const nas::SearchResult& search, bool measured, bool widths) {
+// Which optional columns the table has, and the decimals of the predicted values.
+struct Shape {
+    bool measured = false, widths = false;
+    int decimals = 4;
+};
+
+Shape shape_of(const nas::SearchResult& search) {
+    Shape shape;
+    std::vector<double> values;
+    for (const nas::Candidate& candidate : search.candidates) {
+        shape.measured |= candidate.measured.has_value();
+        shape.widths |= candidate.ffn_width > 0;
+        values.push_back(candidate.predicted.value);
+    }
+    shape.decimals = search.objective == Objective::loss_delta ? 4 : decimals_for(values);
+    return shape;
+}
+
+Row teacher_row(const nas::SearchResult& search, const Shape& shape) {
     const std::string& pattern = search.teacher_pattern;
     const auto count = [&](char wanted) { return std::count(pattern.begin(), pattern.end(), wanted); };
-    Row row{.css_class = "teacher"};
+    Row row{.cells = {}, .css_class = "teacher"};
     row.cells = {"teacher",
                  strip(pattern, {}, "teacher-strip", fmt::format("Teacher: all {} layers", pattern.size())),
                  counts_text(count('M'), count('-'), count('*'))};
-    if (widths) row.cells.push_back("");
+    if (shape.widths) row.cells.push_back("");
     row.cells.push_back(count_text(search.teacher_params));
     row.cells.push_back(memory_text(search.teacher_memory.total()));
-    row.cells.resize(row.cells.size() + (measured ? 3 : 1));
+    row.cells.resize(row.cells.size() + (shape.measured ? 3 : 1));
     return row;
 }
 
-Row candidate_row(const nas::SearchResult& search, const nas::Candidate& candidate, bool measured,
-                  bool widths) {
+Row candidate_row(const nas::SearchResult& search, const nas::Candidate& candidate, const Shape& shape) {
     const bool best = candidate.id == search.best;
-    Row row{.css_class = best ? "best" : ""};
+    Row row{.cells = {}, .css_class = best ? "best" : ""};
     const std::string label =
         fmt::format("Candidate {} drops layers {}", candidate.id, layer_list(candidate.plan.drop));
     row.cells = {escape(candidate.id) + (best ? " <b class=\"star\">\u2605</b>" : ""),
-                 fmt::format("<span title=\"{}\">{}</span>", escape(label),
+                 fmt::format("<div title=\"{}\">{}</div>", escape(label),
                              strip(search.teacher_pattern, candidate.plan.drop, "strip", label)),
                  counts_text(candidate.mamba, candidate.ffn, candidate.attention)};
-    if (widths) row.cells.push_back(grouped(candidate.ffn_width));
+    if (shape.widths) row.cells.push_back(grouped(candidate.ffn_width));
     row.cells.push_back(count_text(candidate.params));
     row.cells.push_back(fmt::format("<span title=\"{}\">{}</span>", exact_bytes(candidate.memory.total()),
                                     memory_text(candidate.memory.total())));
-    row.cells.push_back(value_text(candidate.predicted.value));
-    if (measured) {
+    row.cells.push_back(fixed_text(candidate.predicted.value, shape.decimals));
+    if (shape.measured) {
         const auto& figure = candidate.measured;
-        row.cells.push_back(figure ? value_text(figure->loss) : "\u2013");
-        row.cells.push_back(figure ? value_text(figure->kl) : "\u2013");
+        row.cells.push_back(figure ? fixed_text(figure->loss, 4) : "\u2013");
+        row.cells.push_back(figure ? fixed_text(figure->kl, 4) : "\u2013");
     }
     return row;
 }
@@ -100,18 +119,15 @@ Row candidate_row(const nas::SearchResult& search, const nas::Candidate& candida
 }  // namespace
 
 std::string layer_strips(const nas::SearchResult& search) {
-    const auto& all = search.candidates;
-    const bool measured =
-        std::any_of(all.begin(), all.end(), [](const auto& c) { return c.measured.has_value(); });
-    const bool widths = std::any_of(all.begin(), all.end(), [](const auto& c) { return c.ffn_width > 0; });
+    const Shape shape = shape_of(search);
     std::vector<Column> columns = {
         {"candidate", CellKind::text}, {"layers kept, in depth order", CellKind::text}, {"kept"}};
-    if (widths) columns.push_back({"FFN width"});
+    if (shape.widths) columns.push_back({"FFN width"});
     columns.insert(columns.end(), {{"params"}, {"memory"}, {"predicted"}});
-    if (measured) columns.insert(columns.end(), {{"loss"}, {"KL"}});
-    std::vector<Row> rows = {teacher_row(search, measured, widths)};
+    if (shape.measured) columns.insert(columns.end(), {{"loss"}, {"KL"}});
+    std::vector<Row> rows = {teacher_row(search, shape)};
     for (const nas::Candidate* candidate : drawn_candidates(search))
-        rows.push_back(candidate_row(search, *candidate, measured, widths));
+        rows.push_back(candidate_row(search, *candidate, shape));
     std::vector<LegendEntry> entries;
     for (const LayerType type : kLayerTypes) entries.push_back({type_class(type), type_word(type)});
     entries.push_back({"gone", "dropped"});

@@ -122,13 +122,13 @@ void draw_rate(Svg& svg, const distill::RunLog& log, const Scale& x, double unit
 }  // namespace
 
 std::vector<double> smoothed(const std::vector<double>& values) {
-    const double keep = 1 - 1 / std::max(1.0, static_cast<double>(values.size()) / 50);
+    std::vector<double> sums = {0};
+    for (const double value : values) sums.push_back(sums.back() + value);
+    const std::size_t count = values.size();
     std::vector<double> result;
-    double sum = 0, weight = 0;
-    for (const double value : values) {
-        sum = keep * sum + value;
-        weight = keep * weight + 1;
-        result.push_back(sum / weight);
+    for (std::size_t i = 0; i < count; ++i) {
+        const std::size_t reach = std::min({count / 50, i, count - 1 - i});
+        result.push_back((sums[i + reach + 1] - sums[i - reach]) / static_cast<double>(2 * reach + 1));
     }
     return result;
 }

@@ -2,13 +2,14 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "distill/run_log.h"
 
 namespace minipuzzle::report {
 
-// The running mean that the bold line shows: exponential, with a memory of a fiftieth of the run (at least
-// one step), without the start's bias.
+// What the bold line shows: the mean over a fiftieth of the run before and after each step, fewer steps near
+// the ends, so that a falling curve is not drawn late.
 std::vector<double> smoothed(const std::vector<double>& values);
 
 // Error-free for any log that has a step; "" for one without.

@@ -46,6 +46,13 @@ void draw_bar(Svg& svg, const Scale& scale, const nas::Memory& memory, const std
              "strong halo");
 }
 
+std::string change_text(int64_t before, int64_t after) {
+    if (before == after) return "unchanged";
+    if (before == 0) return "new";
+    const double percent = 100.0 * static_cast<double>(after - before) / static_cast<double>(before);
+    return (percent > 0 ? "+" : "") + fixed_text(percent, 1) + " %";
+}
+
 std::string numbers(const nas::SearchResult& search, const nas::Candidate* best) {
     std::vector<Row> rows;
     const auto add = [&](const char* word, int64_t teacher, int64_t student, const char* css_class) {
@@ -55,17 +62,15 @@ std::string numbers(const nas::SearchResult& search, const nas::Candidate* best)
         if (best) {
             row.cells.push_back(
                 fmt::format("<span title=\"{}\">{}</span>", exact_bytes(student), memory_text(student)));
-            const double change =
-                100.0 * static_cast<double>(student - teacher) / static_cast<double>(teacher);
-            row.cells.push_back(
-                teacher == 0 ? "\u2013"
-                             : fmt::format("{}{:.1f} %", change < 0 ? "\u2212" : "+", std::abs(change)));
+            row.cells.push_back(change_text(teacher, student));
         }
         rows.push_back(row);
     };
     const nas::Memory& teacher = search.teacher_memory;
     const nas::Memory student = best ? best->memory : nas::Memory{};
-    for (const Part& part : kParts) add(part.word, teacher.*part.bytes, student.*part.bytes, "");
+    for (const Part& part : kParts)
+        if (teacher.*part.bytes > 0 || student.*part.bytes > 0)
+            add(part.word, teacher.*part.bytes, student.*part.bytes, "");
     add("total", teacher.total(), student.total(), "sum");
     std::vector<Column> columns = {{"", CellKind::text}, {"teacher"}};
     if (best) columns.insert(columns.end(), {{"student " + best->id}, {"change"}});
@@ -83,14 +88,14 @@ std::string memory_chart(const nas::SearchResult& search) {
     std::string label = "Memory: teacher " + memory_text(teacher);
     if (best) label += fmt::format(", student {} {}", best->id, memory_text(best->memory.total()));
     Svg svg(1080, height, label);
-    draw_bar(svg, scale, search.teacher_memory, "teacher", kTop);
-    if (best) draw_bar(svg, scale, best->memory, "student " + best->id, kTop + kPitch);
     const auto budget = static_cast<double>(search.budget_bytes);
     if (search.budget_bytes >= 0 && budget <= reach * 1.1) {
         svg.line({scale(budget), kTop - 8}, {scale(budget), height}, "budget");
         svg.text({scale(budget), kTop - 13}, "budget " + memory_text(search.budget_bytes), Anchor::middle,
                  "small budget-label");
     }
+    draw_bar(svg, scale, search.teacher_memory, "teacher", kTop);
+    if (best) draw_bar(svg, scale, best->memory, "student " + best->id, kTop + kPitch);
     std::vector<LegendEntry> entries;
     for (const Part& part : kParts)
         if (search.teacher_memory.*part.bytes > 0)

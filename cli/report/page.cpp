@@ -25,8 +25,9 @@ std::string section(const std::string& heading, const std::string& words, const 
                        words, figure);
 }
 
-std::string tile(const std::string& figure, const std::string& words) {
-    return fmt::format("<div class=\"tile\"><span>{}</span><b>{}</b></div>", words, figure);
+std::string tile(const std::string& figure, const std::string& words, const std::string& detail) {
+    return fmt::format("<div class=\"tile\"><span>{}</span><b>{}</b><span>{}</span></div>", words, figure,
+                       detail);
 }
 
 // The objective the search went by; without a search the first metric that any layer has.
@@ -43,39 +44,45 @@ std::optional<Objective> shown_objective(const ReportInputs& inputs) {
     return Objective::loss_delta;
 }
 
-std::string percent_of(int64_t part, int64_t whole) {
-    return whole > 0 ? fmt::format("{:.1f} % of the teacher",
-                                   100.0 * static_cast<double>(part) / static_cast<double>(whole))
-                     : "";
+// "96.6 % of the teacher's 17.23 M".
+std::string share_of(int64_t part, int64_t whole, const std::string& whole_text) {
+    if (whole <= 0) return "";
+    const double percent = 100.0 * static_cast<double>(part) / static_cast<double>(whole);
+    return fmt::format("{:.1f} % of the teacher\u2019s {}", percent, whole_text);
+}
+
+std::string best_tiles(const nas::SearchResult& search, const nas::Candidate& best) {
+    const int64_t memory = best.memory.total(), teacher = search.teacher_memory.total();
+    std::string out = tile(count_text(best.params), "parameters",
+                           share_of(best.params, search.teacher_params, count_text(search.teacher_params)));
+    const std::string budget = search.budget_bytes >= 0 ? ", budget " + memory_text(search.budget_bytes) : "";
+    out += tile(memory_text(memory), "memory", share_of(memory, teacher, memory_text(teacher)) + budget);
+    out += tile(fmt::format("{} of {}", search.teacher_pattern.size() - best.plan.drop.size(),
+                            search.teacher_pattern.size()),
+                "layers kept", counts_text(best.mamba, best.ffn, best.attention));
+    if (best.measured)
+        out += tile(fixed_text(best.measured->loss, 4), "loss",
+                    fmt::format("{}, measured before distillation", escape(best.id)));
+    else
+        out += tile(
+            value_text(best.predicted.value),
+            std::string("predicted ") + (best.predicted.loss ? "loss" : std::string(name(search.objective))),
+            escape(best.id) + ", not measured");
+    return out;
 }
 
 std::string tiles(const ReportInputs& inputs) {
     std::string out;
-    if (inputs.search) {
-        const nas::SearchResult& search = *inputs.search;
-        const nas::Candidate* best = best_of(search);
-        out += tile(count_text(search.teacher_params) + (best ? " \u2192 " + count_text(best->params) : ""),
-                    "parameters" + (best ? ", " + percent_of(best->params, search.teacher_params) : ""));
-        out += tile(
-            memory_text(search.teacher_memory.total()) +
-                (best ? " \u2192 " + memory_text(best->memory.total()) : ""),
-            "memory" + (best ? ", " + percent_of(best->memory.total(), search.teacher_memory.total()) : ""));
-        if (best)
-            out += tile(fmt::format("{} \u2192 {}", search.teacher_pattern.size(),
-                                    search.teacher_pattern.size() - best->plan.drop.size()),
-                        "layers kept: " + counts_text(best->mamba, best->ffn, best->attention));
-        if (best && best->measured)
-            out += tile(value_text(best->measured->loss),
-                        "loss of the best candidate, measured before distillation");
-        else if (best)
-            out += tile(value_text(best->predicted.value),
-                        fmt::format("predicted {} of the best, not measured",
-                                    best->predicted.loss ? "loss" : std::string(name(search.objective))));
+    const nas::Candidate* best = inputs.search ? best_of(*inputs.search) : nullptr;
+    if (best) {
+        out += best_tiles(*inputs.search, *best);
     } else if (inputs.scores) {
-        out += tile(fmt::format("{}", inputs.scores->layers.size()), "layers scored");
+        out += tile(fmt::format("{}", inputs.scores->layers.size()), "layers scored",
+                    escape(std::string(name(*shown_objective(inputs)))));
     }
     if (inputs.scores && inputs.scores->base_loss)
-        out += tile(value_text(*inputs.scores->base_loss), "loss of the teacher on the calibration text");
+        out +=
+            tile(fixed_text(*inputs.scores->base_loss, 4), "loss of the teacher", "on the calibration text");
     return out.empty() ? out : "<div class=\"tiles\">" + out + "</div>\n";
 }
 
@@ -138,10 +145,11 @@ std::string distillation_sections(const ReportInputs& inputs) {
         const std::string figure = loss_curve(run.log);
         if (figure.empty()) continue;
         const distill::RunStep& last = run.log.steps.back();
-        out += section("Distillation",
-                       fmt::format("{}: {} steps, {} tokens, on {}.", escape(run.path), grouped(last.step),
-                                   count_text(last.tokens), escape(run.log.header.device)),
-                       figure);
+        out += section(
+            "Distillation",
+            fmt::format("{}: {} step{}, {} tokens, on {}.", escape(run.path), grouped(last.step),
+                        last.step == 1 ? "" : "s", count_text(last.tokens), escape(run.log.header.device)),
+            figure);
     }
     return out;
 }

@@ -47,10 +47,10 @@ std::string results_section(const ReportInputs& inputs) {
         rows.push_back(
             {.cells = {fmt::format("<span title=\"{}\">{}</span>", escape(evaluation->model.path),
                                    escape(evaluation->name)),
-                       params, memory, fmt::format("<b>{}</b>", value_text(evaluation->loss, 5)),
-                       value_text(std::exp(evaluation->loss)), value_or_dash(evaluation->next_token_accuracy),
-                       value_or_dash(evaluation->kl), value_or_dash(evaluation->top1_agreement),
-                       count_text(evaluation->tokens)},
+                       params, memory, fmt::format("<b>{}</b>", fixed_text(evaluation->loss, 4)),
+                       fixed_text(std::exp(evaluation->loss), 2),
+                       fixed_or_dash(evaluation->next_token_accuracy, 4), fixed_or_dash(evaluation->kl, 4),
+                       fixed_or_dash(evaluation->top1_agreement, 4), count_text(evaluation->tokens)},
              .css_class = role == Role::distilled ? "best" : ""});
     }
     const std::vector<Column> columns = {

@@ -19,7 +19,7 @@ main{max-width:1160px;margin:0 auto;padding:32px 20px 64px}
 h1{font-size:26px;line-height:1.25;margin:0 0 4px;font-weight:650;letter-spacing:-.01em}
 h2{font-size:18px;margin:0 0 2px;font-weight:650}
 h3{font-size:15px;margin:22px 0 2px;font-weight:650}
-.sub{color:var(--soft);margin:0;overflow-wrap:anywhere}
+.sub{color:var(--soft);margin:0 0 8px;overflow-wrap:anywhere}section .sub{font-size:14px}
 .badge{display:inline-block;border:1px solid currentColor;border-radius:99px;padding:1px 10px;font-size:13px;font-weight:600;color:var(--accent);margin-left:10px;vertical-align:3px;white-space:nowrap}
 .badge.caution{color:var(--budget)}
 section{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:20px 22px 18px;margin-top:18px}
@@ -27,7 +27,7 @@ section>p,figcaption{color:var(--soft);font-size:14px;margin:2px 0 10px;max-widt
 figure{margin:6px 0 0}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(200px,1fr));gap:12px;margin-top:20px}
 .tile{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:13px 16px}
-.tile b{display:block;font-size:21px;line-height:1.3;font-weight:650;font-variant-numeric:tabular-nums}
+.tile b{display:block;font-size:22px;line-height:1.3;font-weight:650;font-variant-numeric:tabular-nums}
 .tile span{color:var(--soft);font-size:13px;display:block}
 .legend{display:flex;flex-wrap:wrap;gap:4px 18px;margin:10px 0 8px;font-size:13px;color:var(--ink)}
 .legend span{display:inline-flex;align-items:center;gap:7px}
@@ -46,7 +46,7 @@ figure{margin:6px 0 0}
 .swatch.budget{width:20px;height:0;border-radius:0;background:none;border-top:2px dashed var(--budget)}
 .swatch.line{height:3px;width:20px;border-radius:0}
 .swatch.loss{background:var(--loss)}.swatch.kl-term{background:var(--kl-term)}.swatch.ce-term{background:var(--ce-term)}.swatch.feature-term{background:var(--feature-term)}.swatch.rate{background:var(--soft)}
-svg{display:block;width:100%;height:auto;overflow:visible;font-family:inherit}
+svg[role]{display:block;width:100%;height:auto;overflow:visible;font-family:inherit}
 svg text{fill:var(--ink);font-size:12px;font-variant-numeric:tabular-nums}
 svg .tick,svg .axis-title{fill:var(--soft)}svg .small{font-size:11px}svg .strong{font-size:13px;font-weight:600}
 svg .halo{paint-order:stroke;stroke:var(--card);stroke-width:4px;stroke-linejoin:round}
@@ -78,7 +78,7 @@ th{font-weight:600;color:var(--soft);text-align:left;border-bottom:1px solid var
 td{border-bottom:1px solid var(--grid);padding:4px 10px 4px 0;white-space:nowrap}
 th.number,td.number{text-align:right}th:last-child,td:last-child{padding-right:6px}th:first-child,td:first-child{padding-left:6px}
 tr.best td{background:var(--best-row);font-weight:600}tr.sum td{font-weight:600;border-top:1px solid var(--line)}tr.teacher td{color:var(--soft)}
-td svg{min-width:240px}.star{color:var(--accent)}
+td:has(.strip){width:46%}.star{color:var(--accent)}
 code{font:12.5px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;white-space:pre-wrap;overflow-wrap:anywhere}
 td.number code{text-align:left}
 ul.words{margin:6px 0 0;padding-left:20px;max-width:95ch}ul.words li{margin:5px 0}

@@ -73,8 +73,10 @@ void Svg::text(Point at, const std::string& text, Anchor anchor, const std::stri
 void Svg::open_clipped(const Box& box) {
     // A nested picture clips to its own view port and, unlike clipPath, needs no id that must be unique on
     // the page.
-    out_ += fmt::format("<svg x=\"{0}\" y=\"{1}\" width=\"{2}\" height=\"{3}\" viewBox=\"{0} {1} {2} {3}\">",
-                        px(box.x), px(box.y), px(box.width), px(box.height));
+    out_ += fmt::format(
+        "<svg x=\"{0}\" y=\"{1}\" width=\"{2}\" height=\"{3}\" overflow=\"hidden\" viewBox=\"{0} {1} {2} "
+        "{3}\">",
+        px(box.x), px(box.y), px(box.width), px(box.height));
 }
 
 void Svg::close_clipped() { out_ += "</svg>\n"; }
@@ -103,8 +105,7 @@ double Scale::operator()(double value) const {
 }
 
 std::string Ticks::label(double value) const {
-    const std::string text = fmt::format("{:.{}f}", std::fabs(value), decimals);
-    return value < 0 ? "\u2212" + text : text;
+    return decimals < 0 ? value_text(value) : fixed_text(value, decimals);
 }
 
 namespace {
@@ -129,8 +130,8 @@ Ticks log_ticks(double from, double to) {
     Ticks result;
     const int first = static_cast<int>(std::floor(std::log10(from)));
     const int last = static_cast<int>(std::ceil(std::log10(to)));
-    result.decimals = std::max(0, -first);
-    const bool wide = last - first > 2;
+    result.decimals = -1;
+    const bool wide = to / from > 200;
     for (int power = first; power <= last; ++power)
         for (const double factor : {1.0, 2.0, 5.0}) {
             const double value = factor * std::pow(10.0, power);

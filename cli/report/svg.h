@@ -59,7 +59,8 @@ struct Scale {
     double operator()(double value) const;
 };
 
-// Round numbers inside [from, to], about `count` of them, and how to write them all with equal decimals.
+// Round numbers inside [from, to], about `count` of them, and how to write them: with equal decimals on a
+// linear scale, each as short as it goes (decimals -1) on a logarithmic one.
 struct Ticks {
     std::vector<double> values;
     int decimals = 0;

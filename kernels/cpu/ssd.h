@@ -96,15 +96,15 @@ inline constexpr T kFaintest = sizeof(T) == 4 ? T(-60) : T(-600);
 template <class T>
 struct Steps {
     int64_t stride;
-    T *raw, *delta;           // dt + dt_bias; clamp(softplus(raw))
+    T *delta, *slope;         // clamp(softplus(v)) with v = dt + dt_bias; its derivative by v
     T *high, *low;            // s_i = high + low: twice the digits, as only differences of it matter
     T *from_entry, *to_exit;  // e^{s_i}, e^{s_last - s_i}
     T* carry;                 // [heads], e^{s_last}
 
     Steps(Carver& carver, int64_t heads, int64_t row_stride)
         : stride(row_stride),
-          raw(carver.take<T>(heads * stride)),
           delta(carver.take<T>(heads * stride)),
+          slope(carver.take<T>(heads * stride)),
           high(carver.take<T>(heads * stride)),
           low(carver.take<T>(heads * stride)),
           from_entry(carver.take<T>(heads * stride)),
@@ -130,15 +130,18 @@ struct Steps {
 template <class T>
 void Steps<T>::load_head(const GroupView<T>& view, const Segment& segment, int64_t h) {
     const int64_t q = segment.count, at = h * stride;
-    AlignedVector<T> v(raw + at, stride), steps(delta + at, stride), highs(high + at, stride);
+    AlignedVector<T> steps(delta + at, stride), slopes(slope + at, stride), highs(high + at, stride);
     AlignedVector<T> lows(low + at, stride), entry(from_entry + at, stride), exit(to_exit + at, stride);
+    AlignedVector<T>& v = lows;  // until the running sums need it
     v.setZero();
     for (int64_t i = 0; i < q; ++i)
         v[i] = view.dt[(segment.begin + i) * view.projection + h] + view.dt_bias[h];
-    steps = v.min(T(20)).exp().log1p();  // softplus, the identity beyond 20
+    steps = v.min(T(20)).exp().log1p();  // softplus, taken as v itself beyond 20
+    slopes = T(1) / (T(1) + (-v).exp());
     for (int64_t i = 0; i < q; ++i) {
         const T softplus = v[i] > T(20) ? v[i] : steps[i];
         steps[i] = std::min(std::max(softplus, view.dt_min), view.dt_max);
+        if (softplus < view.dt_min || softplus > view.dt_max) slopes[i] = 0;
     }
     const T a = view.a(h);
     highs.setZero();

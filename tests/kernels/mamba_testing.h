@@ -49,6 +49,13 @@ std::vector<To> convert(const std::vector<From>& values) {
     return std::vector<To>(values.begin(), values.end());
 }
 
+// Sequence b of a tensor whose first axis is the batch.
+template <class T>
+std::vector<T> sequence(const std::vector<T>& values, int64_t b, int64_t batch) {
+    const int64_t each = div_exact(static_cast<int64_t>(values.size()), batch);
+    return std::vector<T>(values.begin() + b * each, values.begin() + (b + 1) * each);
+}
+
 inline double real(double value) { return value; }
 inline double real(std::complex<double> value) { return value.real(); }
 
@@ -65,10 +72,11 @@ double relative_error(const std::vector<A>& a, const std::vector<B>& b) {
     return error / size;
 }
 
-template <class T>
-double weighted_sum(const std::vector<double>& weights, const std::vector<T>& values, T& sum) {
-    for (size_t i = 0; i < values.size(); ++i) sum += weights[i] * values[i];
-    return real(sum);
+template <class S>
+S weighted_sum(const std::vector<double>& weights, const std::vector<S>& values) {
+    S sum = 0;
+    for (size_t i = 0; i < weights.size(); ++i) sum += weights[i] * values[i];
+    return sum;
 }
 
 // d loss(values) / d values by complex steps, where loss reads `values`.
@@ -179,15 +187,11 @@ inline Tensor document_of(const ScanCase& c) {
     return c.document.empty() ? Tensor{} : tensor(c.document, {c.batch, c.time});
 }
 
-template <class T>
-ScanRun<T> scan_in_chunks(const ScanCase& c, const ScanInput<T>& in, int64_t chunk, int threads = 1) {
+// What forward and backward read, as the operation takes it.
+template <class Args, class T>
+Args scan_args(const ScanCase& c, const ScanInput<T>& in, int64_t chunk) {
     const MambaShape& s = c.shape;
-    const int64_t chunks = div_up(c.time, chunk);
-    ScanRun<T> run;
-    run.out.y.assign(c.batch * c.time * s.inner(), T(NAN));
-    run.out.final_state.assign(c.states(), T(NAN));
-    run.chunk_states.assign(chunks * c.states(), T(NAN));
-    SsdForward args;
+    Args args;
     args.shape = s;
     args.chunk = chunk;
     args.dt_min = c.dt_min;
@@ -199,11 +203,53 @@ ScanRun<T> scan_in_chunks(const ScanCase& c, const ScanInput<T>& in, int64_t chu
     args.d = tensor(in.d, {s.heads});
     args.document = document_of(c);
     if (c.initial) args.initial_state = tensor(in.initial_state, {c.batch, s.heads, s.head_dim, s.state});
+    return args;
+}
+
+template <class T>
+ScanRun<T> scan_in_chunks(const ScanCase& c, const ScanInput<T>& in, int64_t chunk, int threads = 1) {
+    const MambaShape& s = c.shape;
+    const int64_t chunks = div_up(c.time, chunk);
+    ScanRun<T> run;
+    run.out.y.assign(c.batch * c.time * s.inner(), T(NAN));
+    run.out.final_state.assign(c.states(), T(NAN));
+    run.chunk_states.assign(chunks * c.states(), T(NAN));
+    auto args = scan_args<SsdForward>(c, in, chunk);
     args.y = tensor(run.out.y, {c.batch, c.time, s.inner()});
     args.final_state = tensor(run.out.final_state, {c.batch, s.heads, s.head_dim, s.state});
     args.chunk_states = tensor(run.chunk_states, {c.batch, chunks * s.heads, s.head_dim, s.state});
     make_cpu_backend(DTypeOf<T>::value, threads)->run(args);
     return run;
+}
+
+// Gradients of sum(d_out.y * y) + sum(d_out.final_state * final_state), in the layout of the inputs.
+// Parameter gradients start from `before` (they accumulate), the others from `untouched`.
+template <class T>
+ScanInput<T> scan_gradients(const ScanCase& c, const ScanInput<T>& in, const ScanOutput<T>& d_out,
+                            int64_t chunk, int threads = 1, T before = 0, T untouched = 0) {
+    const MambaShape& s = c.shape;
+    const int64_t chunks = div_up(c.time, chunk);
+    const auto run = scan_in_chunks(c, in, chunk, threads);
+    const std::vector<T> parameter(s.heads, before);
+    ScanInput<T> d{std::vector<T>(in.xbc.size(), T(NAN)),
+                   std::vector<T>(in.zxbcdt.size(), untouched),
+                   parameter,
+                   parameter,
+                   parameter,
+                   std::vector<T>(c.states(), T(NAN))};
+    auto args = scan_args<SsdBackward>(c, in, chunk);
+    args.chunk_states = tensor(run.chunk_states, {c.batch, chunks * s.heads, s.head_dim, s.state});
+    args.d_y = tensor(d_out.y, {c.batch, c.time, s.inner()});
+    if (!d_out.final_state.empty())
+        args.d_final_state = tensor(d_out.final_state, {c.batch, s.heads, s.head_dim, s.state});
+    args.d_xbc = tensor(d.xbc, {c.batch, c.time, s.conv_channels()});
+    args.d_zxbcdt = tensor(d.zxbcdt, {c.batch, c.time, s.projection()});
+    args.d_dt_bias = tensor(d.dt_bias, {s.heads});
+    args.d_a_log = tensor(d.a_log, {s.heads});
+    args.d_d = tensor(d.d, {s.heads});
+    args.d_initial_state = tensor(d.initial_state, {c.batch, s.heads, s.head_dim, s.state});
+    make_cpu_backend(DTypeOf<T>::value, threads)->run(args);
+    return d;
 }
 
 }  // namespace minipuzzle::testing

@@ -17,8 +17,10 @@ using test::TempDir;
 TEST_CASE("a table reads a section, names unknown keys, and logs what it read") {
     ScoreCommand score;
     const OptionTable table = score.options();
-    table.apply(Json::parse(R"({"seq-len": "1k", "samples": 32, "width": [496, 480], "data": ["a", "b"], "notes": "x"})"),
-                "recipe.yaml: score");
+    table.apply(
+        Json::parse(
+            R"({"seq-len": "1k", "samples": 32, "width": [496, 480], "data": ["a", "b"], "notes": "x"})"),
+        "recipe.yaml: score");
     CHECK(score.windows.seq_len == 1000);
     CHECK(score.windows.samples == 32);
     CHECK(*score.width == std::vector<int64_t>{496, 480});
@@ -31,8 +33,9 @@ TEST_CASE("a table reads a section, names unknown keys, and logs what it read") 
     const std::string unknown =
         bad_input([&] { table.apply(Json::parse(R"({"seqlen": 1})"), "recipe.yaml: score"); });
     CHECK(unknown.find("recipe.yaml: score: unknown key 'seqlen'") == 0);
-    CHECK(bad_input([&] { table.apply(Json::parse(R"({"data": "x"})"), "r", {"data"}); }).find("unknown key 'data'") !=
-          std::string::npos);
+    CHECK(bad_input([&] {
+              table.apply(Json::parse(R"({"data": "x"})"), "r", {"data"});
+          }).find("unknown key 'data'") != std::string::npos);
     CHECK(bad_input([&] { table.apply(Json::parse(R"({"samples": {"a": 1}})"), "r"); }).find("samples") !=
           std::string::npos);
     CHECK(bad_input([&] { table.apply(Json::parse(R"({"samples": 1.5})"), "r"); }).find("samples") !=
@@ -76,7 +79,8 @@ TEST_CASE("global options stand before or after the command") {
 
 TEST_CASE("--config gives the same keys as the command line, which wins; unknown keys are errors") {
     const TempDir dir;
-    const auto config = dir.write("c.yaml", "arch: nemotron-h-8b\ncontext: 16Ki\nkv: fp8\nseed: 3\n").string();
+    const auto config =
+        dir.write("c.yaml", "arch: nemotron-h-8b\ncontext: 16Ki\nkv: fp8\nseed: 3\n").string();
     auto json = run_json({"inspect", "--config", config});
     CHECK(json["workload"]["context"] == 16384);
     CHECK(json["workload"]["kv"] == "fp8");

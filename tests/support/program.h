@@ -108,7 +108,8 @@ inline std::string token_rows(int rows, int length, int salt = 0) {
     std::string text;
     for (int row = 0; row < rows; ++row) {
         nlohmann::json tokens = nlohmann::json::array();
-        for (int i = 0; i < length; ++i) tokens.push_back(3 + (i * i * 31 + i * (row + 7) + row * 131 + salt * 17) % 2000);
+        for (int i = 0; i < length; ++i)
+            tokens.push_back(3 + (i * i * 31 + i * (row + 7) + row * 131 + salt * 17) % 2000);
         text += nlohmann::json{{"tokens", tokens}, {"source", row % 2 ? "odd" : "even"}}.dump() + "\n";
     }
     return text;
@@ -119,7 +120,8 @@ inline std::vector<std::pair<std::string, std::string>> files_of(const std::file
     std::vector<std::pair<std::string, std::string>> files;
     for (const auto& entry : std::filesystem::recursive_directory_iterator(folder))
         if (entry.is_regular_file() && entry.path().filename().string().front() != '.')
-            files.push_back({std::filesystem::relative(entry.path(), folder).string(), content_of(entry.path())});
+            files.push_back(
+                {std::filesystem::relative(entry.path(), folder).string(), content_of(entry.path())});
     std::sort(files.begin(), files.end());
     return files;
 }

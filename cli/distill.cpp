@@ -157,9 +157,13 @@ CommandResult DistillCommand::run(const Context& context) {
     const Checkpoint* teacher_checkpoint = teacher_model ? &teacher_model->checkpoint : nullptr;
 
     const fs::path cut = fs::path(out) / kCutStudent;
-    if (!plan.empty()) {
-        ChosenPlan chosen = choose_plan(plan, "", "");
+    std::optional<Corpus> corpus;
+    if (!plan.empty()) {  // everything that may be wrong with the input is looked at before the folder is
+                          // made
+        const ChosenPlan chosen = choose_plan(plan, "", "");
         check_plan(chosen.plan, teacher_model->architecture(), plan);
+        corpus.emplace(DataReader(teacher, teacher_model->architecture(), teacher_checkpoint->config())
+                           .for_training(data));
         claim_folder(out);
         write_student(teacher_model->checkpoint, chosen, context.command_line, cut);
     }
@@ -168,9 +172,10 @@ CommandResult DistillCommand::run(const Context& context) {
                       : from_folder(*backend, plan.empty() ? fs::path(student) : cut, teacher_checkpoint);
     home.student.weights = &*home.memory;
     if (home.checkpoint) home.student.layout = &*home.checkpoint;
+    if (!corpus)
+        corpus.emplace(
+            DataReader(home.data_folder, home.student.architecture, home.config).for_training(data));
 
-    const DataReader reader(home.data_folder, home.student.architecture, home.config);
-    const Corpus corpus = reader.for_training(data);
     distill::Teacher teacher_view;
     if (teacher_model)
         teacher_view = {.architecture = &teacher_model->architecture(),
@@ -179,7 +184,7 @@ CommandResult DistillCommand::run(const Context& context) {
     const distill::TrainOutcome outcome = distill::train(*backend,
                                                          {.student = home.student,
                                                           .teacher = teacher_view,
-                                                          .corpus = corpus,
+                                                          .corpus = *corpus,
                                                           .out = out,
                                                           .provenance = context.provenance()},
                                                          train_options(*this, context));

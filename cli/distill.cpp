@@ -17,8 +17,6 @@ namespace fs = std::filesystem;
 
 // A student cut for this run; beside what train() writes, gone once it has finished.
 constexpr const char* kCutStudent = ".student";
-// The plan that prune leaves in a student's folder: its kept layers pair the features.
-constexpr const char* kPlanFile = "plan.yaml";
 
 distill::TrainOptions train_options(const DistillCommand& command, const Context& context) {
     distill::TrainOptions options{.tokens = command.tokens,

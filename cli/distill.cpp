@@ -1,0 +1,193 @@
+// minipuzzle distill
+#include <fmt/format.h>
+
+#include <filesystem>
+
+#include "cli/commands.h"
+#include "cli/model_loading.h"
+#include "cli/student.h"
+#include "distill/trainer.h"
+#include "kernels/check.h"
+#include "runtime/files.h"
+
+namespace minipuzzle::cli {
+namespace {
+
+namespace fs = std::filesystem;
+
+// A student cut for this run; beside what train() writes, gone once it has finished.
+constexpr const char* kCutStudent = ".student";
+
+distill::TrainOptions train_options(const DistillCommand& command, const Context& context) {
+    distill::TrainOptions options{.tokens = command.tokens,
+                                  .batch = command.batch,
+                                  .micro_batch = command.micro_batch,
+                                  .seq_len = command.seq_len,
+                                  .learning_rate = command.lr,
+                                  .min_lr_ratio = command.min_lr_ratio,
+                                  .warmup = command.warmup,
+                                  .weight_decay = command.weight_decay,
+                                  .clip = command.clip,
+                                  .isolate = !command.no_isolate,
+                                  .save_every = command.save_every,
+                                  .seed = context.seed(),
+                                  .resume = command.resume,
+                                  .resume_elsewhere = command.resume_elsewhere,
+                                  .dry_run = command.dry_run,
+                                  .control = context.control};
+    options.loss.kl = command.kl;
+    options.loss.ce = command.ce;
+    options.loss.feature = command.feature;
+    options.loss.temperature = command.temperature;
+    options.loss.feature_kind = distill::parse_feature_kind(command.feature_kind);
+    return options;
+}
+
+// The student of the command, whichever way it is given; owns what distill::Student points to.
+struct StudentHome {
+    std::optional<Checkpoint> checkpoint;  // with --student or --plan
+    std::optional<WeightMemory> memory;
+    distill::Student student;
+    fs::path data_folder;  // where its tokenizer lies
+    Json config;
+};
+
+StudentHome from_folder(Backend& backend, const fs::path& folder, const Checkpoint* teacher) {
+    StudentHome home;
+    home.checkpoint.emplace(folder);
+    home.memory.emplace(load_weights(backend, *home.checkpoint));
+    home.data_folder = folder;
+    home.config = home.checkpoint->config();
+    home.student.architecture = home.checkpoint->architecture();
+    home.student.origin = home.checkpoint->weights_hash(true);
+    if (teacher && fs::exists(folder / kPlanFile)) {
+        const StudentPlan plan = read_plan(folder / kPlanFile);
+        check_plan(plan, teacher->architecture(), (folder / kPlanFile).string());
+        home.student.teacher_layers = plan.kept(teacher->architecture());
+    } else if (teacher && teacher->architecture().pattern() == home.student.architecture.pattern()) {
+        home.student.teacher_layers = StudentPlan{}.kept(teacher->architecture());
+    }
+    return home;
+}
+
+StudentHome from_config(Backend& backend, const fs::path& init, uint64_t seed) {
+    const fs::path file = fs::is_directory(init) ? init / "config.json" : init;
+    StudentHome home;
+    home.data_folder = file.has_parent_path() ? file.parent_path() : fs::path(".");
+    home.config = parse_config_text(read_file(file), file.string());
+    home.student.architecture = parse_architecture(home.config, file.string());
+    const auto range = home.config.find("initializer_range");
+    const double spread = range != home.config.end() && range->is_number() ? range->get<double>() : 0.02;
+    home.memory.emplace(random_weights(backend, home.student.architecture, seed, spread));
+    home.student.config = home.config;
+    for (const char* name :
+         {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"})
+        if (fs::exists(home.data_folder / name)) home.student.other_files.push_back(home.data_folder / name);
+    home.student.origin = fmt::format("random, seed {}", seed);
+    return home;
+}
+
+CommandResult result_of(const distill::TrainOutcome& outcome, const DistillCommand& command) {
+    Json json = {{"out", command.out},
+                 {"steps", outcome.steps},
+                 {"tokens", outcome.tokens},
+                 {"first_loss", outcome.first_loss},
+                 {"last_loss", outcome.last_loss},
+                 {"peak_bytes", outcome.peak_bytes},
+                 {"dry_run", command.dry_run}};
+    std::string text =
+        command.dry_run
+            ? fmt::format("would train {} steps, {} tokens\n", outcome.steps, outcome.tokens)
+            : fmt::format("{}: {} steps, {} tokens, loss {:.6f} at first, {:.6f} at last\n", command.out,
+                          outcome.steps, outcome.tokens, outcome.first_loss, outcome.last_loss);
+    text += fmt::format("peak memory {}\n", format_bytes(outcome.peak_bytes));
+    if (command.dry_run) text += outcome.memory_table;
+    return {std::move(json), text};
+}
+
+void check_options(const DistillCommand& command) {
+    require_option(command, "data", !command.data.empty());
+    require_option(command, "out", !command.out.empty());
+    const int starts = !command.student.empty() + !command.plan.empty() + !command.init.empty();
+    if (starts != 1) fail_usage("give one of --student FOLDER, --plan FILE and --init CONFIG");
+    if (!command.plan.empty() && command.teacher.empty()) fail_usage("--plan needs --teacher to cut from");
+    check_distinct(command.out, {command.teacher, command.student, command.init});
+}
+
+}  // namespace
+
+OptionTable DistillCommand::options() {
+    OptionTable table;
+    table.text("teacher", "FOLDER", teacher,
+               "the model to learn from; none: cross-entropy on the tokens alone");
+    table.text("student", "FOLDER", student, "the model to train, as prune wrote it");
+    table.text("plan", "FILE.yaml", plan, "or: the student's plan, cut from the teacher first");
+    table.text("init", "CONFIG", init, "or: a config.json to initialise at random");
+    table.texts("data", "FILE...", data, "training rows");
+    table.text("out", "FOLDER", out, "the trained model's folder");
+    table.count("tokens", tokens, "predicted tokens in all", 1);
+    table.number("lr", lr, "highest learning rate");
+    table.number("min-lr-ratio", min_lr_ratio, "share of it at the end of the cosine");
+    table.count("warmup", warmup, "steps to reach it");
+    table.count("batch", batch, "rows a step", 1);
+    table.count("micro-batch", micro_batch, "rows at once, gradients accumulate; 0: the whole batch");
+    table.count("seq-len", seq_len, "tokens a row", 1);
+    table.number("kl", kl, "weight of the forward KL to the teacher's logits");
+    table.number("ce", ce, "weight of the cross-entropy");
+    table.number("feature", feature, "weight of the hidden states' distance");
+    table.word("feature-kind", {"cosine", "mse"}, feature_kind, "that distance");
+    table.number("temperature", temperature, "of the KL");
+    table.number("weight-decay", weight_decay, "AdamW's, on matrices");
+    table.number("clip", clip, "largest global gradient norm; 0: none");
+    table.flag("no-isolate", no_isolate, "let the documents of a row see each other");
+    table.count("save-every", save_every, "steps between checkpoints; 0: at the end and when interrupted");
+    table.flag("resume", resume, "go on from the last checkpoint in --out");
+    table.flag("resume-elsewhere", resume_elsewhere, "resume under another version or device too");
+    table.flag("dry-run", dry_run, "say what would be done and what memory it takes");
+    return table;
+}
+
+CommandResult DistillCommand::run(const Context& context) {
+    check_options(*this);
+    const auto backend = open_backend(context);
+    std::optional<LoadedModel> teacher_model;
+    if (!teacher.empty()) teacher_model.emplace(*backend, teacher);
+    const Checkpoint* teacher_checkpoint = teacher_model ? &teacher_model->checkpoint : nullptr;
+
+    const fs::path cut = fs::path(out) / kCutStudent;
+    std::optional<Corpus> corpus;
+    if (!plan.empty()) {  // everything that may be wrong with the input is looked at before the folder is
+                          // made
+        const ChosenPlan chosen = choose_plan(plan, "", "");
+        check_plan(chosen.plan, teacher_model->architecture(), plan);
+        corpus.emplace(DataReader(teacher, teacher_model->architecture(), teacher_checkpoint->config())
+                           .for_training(data));
+        claim_folder(out);
+        write_student(teacher_model->checkpoint, chosen, context.command_line, cut);
+    }
+    StudentHome home =
+        !init.empty() ? from_config(*backend, init, context.seed())
+                      : from_folder(*backend, plan.empty() ? fs::path(student) : cut, teacher_checkpoint);
+    home.student.weights = &*home.memory;
+    if (home.checkpoint) home.student.layout = &*home.checkpoint;
+    if (!corpus)
+        corpus.emplace(
+            DataReader(home.data_folder, home.student.architecture, home.config).for_training(data));
+
+    distill::Teacher teacher_view;
+    if (teacher_model)
+        teacher_view = {.architecture = &teacher_model->architecture(),
+                        .weights = &teacher_model->weights(),
+                        .origin = teacher_model->checkpoint.weights_hash(true)};
+    const distill::TrainOutcome outcome = distill::train(*backend,
+                                                         {.student = home.student,
+                                                          .teacher = teacher_view,
+                                                          .corpus = *corpus,
+                                                          .out = out,
+                                                          .provenance = context.provenance()},
+                                                         train_options(*this, context));
+    if (!plan.empty()) fs::remove_all(cut);
+    return result_of(outcome, *this);
+}
+
+}  // namespace minipuzzle::cli

@@ -1,0 +1,116 @@
+// minipuzzle inspect
+#include "cli/inspect.h"
+
+#include <fmt/format.h>
+
+#include "cli/table.h"
+#include "kernels/check.h"
+
+namespace minipuzzle::cli {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::size_t kMostDifferences = 60;  // rows printed; --json has all
+
+Inspected inspect_one(const std::string& target, const InspectCommand& command) {
+    const fs::path path = target;
+    if (!fs::exists(path)) fail_input(target + ": no such file or folder");
+    if (fs::is_directory(path)) {
+        if (fs::exists(path / "config.json"))
+            return inspect_model(target, command.workload, command.full_hash);
+        for (const char* name : {"summary.json", "search.json"})
+            if (fs::exists(path / name)) return inspect_artefact(path / name);
+        fail_input(target + ": found neither config.json nor search.json nor summary.json in it");
+    }
+    if (path.filename() == "config.json") return inspect_model(target, command.workload, command.full_hash);
+    return inspect_artefact(path);
+}
+
+// Every scalar of `json` under its path: "layers[3].kl".
+void flatten(const Json& json, const std::string& path, Json& into) {
+    if (json.is_object()) {
+        for (const auto& [key, value] : json.items())
+            flatten(value, path.empty() ? key : path + "." + key, into);
+    } else if (json.is_array()) {
+        for (std::size_t i = 0; i < json.size(); ++i) flatten(json[i], fmt::format("{}[{}]", path, i), into);
+    } else {
+        into[path] = json;
+    }
+}
+
+std::string shown(const Json& value) {
+    if (value.is_null()) return "-";
+    return value.is_string() ? value.get<std::string>() : value.dump();
+}
+
+Json difference_row(const std::string& at, const Json& a, const Json& b) {
+    Json row = {{"at", at}, {"a", a}, {"b", b}, {"change", nullptr}};
+    if (a.is_number_integer() && b.is_number_integer())
+        row["change"] = b.get<int64_t>() - a.get<int64_t>();
+    else if (a.is_number() && b.is_number())
+        row["change"] = b.get<double>() - a.get<double>();
+    return row;
+}
+
+}  // namespace
+
+CommandResult inspect_difference(const Inspected& a, const Inspected& b) {
+    if (a.kind != b.kind)
+        fail_usage(fmt::format("only two of a kind can be compared, found {} and {}", a.kind, b.kind));
+    Json flat_a = Json::object(), flat_b = Json::object();
+    flatten(a.essence, "", flat_a);
+    flatten(b.essence, "", flat_b);
+    Json rows = Json::array();
+    for (const auto& [at, value] : flat_a.items()) {
+        const Json other = flat_b.value(at, Json());
+        if (other != value) rows.push_back(difference_row(at, value, other));
+    }
+    for (const auto& [at, value] : flat_b.items())
+        if (!flat_a.contains(at)) rows.push_back(difference_row(at, Json(), value));
+
+    if (rows.empty()) return {.json = {{"kind", a.kind}, {"differences", rows}}, .text = "no difference\n"};
+    Table table({"what", "a", "b", "change"});
+    for (std::size_t i = 0; i < std::min(rows.size(), kMostDifferences); ++i)
+        table.add({rows[i]["at"], shown(rows[i]["a"]), shown(rows[i]["b"]), shown(rows[i]["change"])});
+    std::string text = table.text();
+    if (rows.size() > kMostDifferences)
+        text += fmt::format("and {} more (--json lists them all)\n", rows.size() - kMostDifferences);
+    return {.json = {{"kind", a.kind}, {"differences", std::move(rows)}}, .text = text};
+}
+
+OptionTable InspectCommand::options() {
+    OptionTable table;
+    table.positionals(
+        "target", targets,
+        "a model folder, config.json, scores.json, search.json, plan.yaml, eval.json, run.jsonl, "
+        "summary.json; two of a kind: their difference");
+    table.text(
+        "arch", "NAME", arch, "a published architecture: " + [] {
+            std::string names;
+            for (const std::string& name : architecture_names()) names += (names.empty() ? "" : ", ") + name;
+            return names;
+        }());
+    table.text("scores", "FILE.json", scores, "predict the plan given (or --plans) with these scores");
+    table.text("plans", "FILE.jsonl", plans, "predict each row: {\"drop\": [...], \"ffn_width\": N}");
+    table.text("model", "FOLDER", model, "the teacher of those predictions; where the scores say by default");
+    workload.add_to(table);
+    table.flag("full-hash", full_hash, "hash the weights' content, not only their headers and sizes");
+    return table;
+}
+
+CommandResult InspectCommand::run(const Context& context) {
+    if (!scores.empty()) return inspect_predictions(*this);
+    if (!plans.empty()) fail_usage("--plans needs --scores");
+    if (!model.empty()) fail_usage("--model goes with --scores: name the folder itself to look at it");
+    std::vector<Inspected> things;
+    if (!arch.empty()) things.push_back(inspect_architecture(arch, workload));
+    for (const std::string& target : targets) things.push_back(inspect_one(target, *this));
+    if (things.empty()) fail_usage("nothing to inspect: name a model folder, a file of ours, or --arch NAME");
+    if (things.size() > 2) fail_usage("inspect takes one thing, or two of a kind");
+    if (things.size() == 2) return inspect_difference(things[0], things[1]);
+    context.console.detail(things[0].kind);
+    return {.json = std::move(things[0].json), .text = std::move(things[0].text)};
+}
+
+}  // namespace minipuzzle::cli

@@ -1,0 +1,114 @@
+#include "cli/model_loading.h"
+
+#include <fmt/format.h>
+
+#include <fstream>
+
+#include "kernels/check.h"
+
+namespace minipuzzle::cli {
+namespace fs = std::filesystem;
+
+std::unique_ptr<Backend> open_backend(const Context& context) {
+    constexpr int64_t kMostThreads = 1024;
+    if (context.globals.threads > kMostThreads)
+        fail_usage(fmt::format("--threads: at most {}", kMostThreads));
+    auto backend = make_backend(context.globals.device, narrow<int>(context.globals.threads));
+    context.console.detail("device " + backend->name());
+    return backend;
+}
+
+LoadedModel::LoadedModel(Backend& backend, const std::string& folder)
+    : checkpoint(folder), memory(load_weights(backend, checkpoint)) {}
+
+DataReader::DataReader(const fs::path& folder, const Architecture& architecture, const Json& config)
+    : vocab_(architecture.vocab) {
+    const fs::path file = folder / "tokenizer.json";
+    if (fs::exists(file)) tokenizer_.emplace(file);
+    const auto eos = config.find("eos_token_id");
+    if (eos == config.end()) return;
+    const Json& id = eos->is_array() && !eos->empty() ? (*eos)[0] : *eos;
+    if (id.is_number_integer() && id.get<int64_t>() < vocab_) eos_ = narrow<int32_t>(id.get<int64_t>());
+}
+
+TokenizerContext DataReader::context() const {
+    return {.tokenizer = tokenizer_ ? &*tokenizer_ : nullptr, .vocab = vocab_, .eos = eos_};
+}
+
+ModelOrArch model_or_arch(const std::string& model, const std::string& arch) {
+    if (model.empty() == arch.empty()) fail_usage("give one of --model FOLDER and --arch NAME");
+    if (!arch.empty()) return {named_architecture(arch), std::nullopt, arch};
+    Checkpoint checkpoint(model);
+    Architecture architecture = checkpoint.architecture();
+    return {std::move(architecture), std::move(checkpoint), model};
+}
+
+nas::Workload workload_of(const WorkloadOptions& options, const Checkpoint* checkpoint) {
+    nas::Workload workload{.context = options.context,
+                           .batch = options.batch,
+                           .kv = nas::parse_element_type(options.kv),
+                           .ssm = nas::parse_element_type(options.ssm),
+                           .conv = nas::parse_element_type(options.conv),
+                           .buffers = options.buffers,
+                           .weight_dtypes = {}};
+    if (options.weights != "file") {
+        workload.weights = nas::parse_element_type(options.weights);
+    } else if (checkpoint) {
+        workload.weights_as_in_file = true;
+        workload.weight_dtypes = nas::dtypes_in_file(*checkpoint);
+    }
+    return workload;
+}
+
+std::string describe(const nas::Workload& workload) {
+    return fmt::format(
+        "context {}, batch {}, weights {}, kv {}, ssm {}, conv {}, buffers {}", workload.context,
+        workload.batch,
+        workload.weights_as_in_file ? "as in the file" : std::string(nas::name(workload.weights)),
+        nas::name(workload.kv), nas::name(workload.ssm), nas::name(workload.conv),
+        format_bytes(workload.buffers));
+}
+
+std::optional<WidthScores> width_scores_beside(const fs::path& file, const std::string& name) {
+    if (name.empty()) return std::nullopt;
+    return read_width_scores(file.parent_path() / name);
+}
+
+std::string describe(const StudentPlan& plan, const Architecture& teacher) {
+    int64_t dropped[3] = {};
+    for (int64_t layer : plan.drop)
+        ++dropped[static_cast<int>(type_of(teacher.layers[narrow<std::size_t>(layer)]))];
+    std::string text = fmt::format("drops {} of {} layers ({} Mamba, {} attention, {} FFN)", plan.drop.size(),
+                                   teacher.layers.size(), dropped[0], dropped[1], dropped[2]);
+    if (plan.ffn_width) text += fmt::format(", FFN width {}", *plan.ffn_width);
+    if (!plan.ffn_widths.empty()) text += ", FFN widths by layer";
+    return text;
+}
+
+void require_option(const Command& command, const std::string& name, bool given) {
+    if (!given) fail_usage(fmt::format("{0} needs --{1}; see minipuzzle {0} --help", command.name(), name));
+}
+
+void check_output_file(const fs::path& path) {
+    const fs::path parent = path.has_parent_path() ? path.parent_path() : fs::path(".");
+    if (!fs::is_directory(parent))
+        fail_input(fmt::format("{}: its folder does not exist, make it first", path.string()));
+    if (!fs::exists(path)) return;
+    constexpr std::size_t kOpening = 4096;  // every text file of ours names the program in its opening
+    std::string opening(kOpening, '\0');
+    std::ifstream stream(path, std::ios::binary);
+    stream.read(opening.data(), narrow<std::streamsize>(opening.size()));
+    opening.resize(narrow<std::size_t>(stream.gcount()));
+    if (!fs::is_regular_file(path) || opening.find("minipuzzle") == std::string::npos)
+        fail_input(
+            fmt::format("{} exists and is not ours: choose another --out or remove it", path.string()));
+}
+
+void check_distinct(const std::string& out, const std::vector<std::string>& inputs) {
+    std::error_code ignored;
+    for (const std::string& input : inputs)
+        if (!input.empty() && fs::equivalent(out, input, ignored))
+            fail_usage(fmt::format("--out {} is also an input: choose another folder", out));
+}
+
+}  // namespace minipuzzle::cli

@@ -1,0 +1,145 @@
+#include "importance/ablation.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "importance/confidence.h"
+#include "importance/score_state.h"
+#include "importance/width.h"
+
+namespace minipuzzle::importance {
+
+namespace {
+
+std::vector<StudentPlan> leave_one_out(const Architecture& architecture) {
+    std::vector<StudentPlan> plans(architecture.layers.size());
+    for (std::size_t l = 0; l < plans.size(); ++l) plans[l].drop = {static_cast<int64_t>(l)};
+    return plans;
+}
+
+// The curve's widths, widest first, the teacher's own left out (it is the base itself).
+std::vector<int64_t> narrower_widths(const Architecture& architecture, const ScoreOptions& options) {
+    if (!options.width) return {};
+    const int64_t full = architecture.ffn_width();
+    if (full == 0)
+        fail_usage("--width needs FFN layers of one common width; this model has " +
+                   std::string(architecture.count(LayerType::ffn) ? "several widths" : "no FFN layer"));
+    std::vector<int64_t> widths = options.widths.empty() ? default_width_grid(full) : options.widths;
+    std::sort(widths.rbegin(), widths.rend());
+    widths.erase(std::unique(widths.begin(), widths.end()), widths.end());
+    for (int64_t width : widths)
+        if (width < 1 || width > full)
+            fail_usage(fmt::format("--width {}: expected widths from 1 to the model's {}", width, full));
+    if (!widths.empty() && widths.front() == full) widths.erase(widths.begin());
+    return widths;
+}
+
+// Everything the figures depend on, for telling whether a state may be continued.
+std::string identity_of(const Backend& backend, const ModelIdentity& model, const Corpus& corpus,
+                        const ScoreOptions& options, const std::vector<int64_t>& widths) {
+    std::string text = fmt::format("{} {} {} {} {} {} {}", version(), backend.name(), model.arch_hash,
+                                   model.weights_hash, options.seq_len, options.samples, options.seed);
+    for (const DataFile& file : corpus.files()) text += " " + file.hash;
+    for (int64_t width : widths) text += fmt::format(" w{}", width);
+    return text;
+}
+
+SweepResult measure(VariantSweep& sweep, const Corpus& corpus, const std::vector<Window>& windows,
+                    ScoreState& state, const ScoreOptions& options) {
+    const std::vector<WindowBatch> batches = batch_windows(corpus, windows, sweep.batch_tokens());
+    SweepResult result;
+    double done = 0, total = 0;
+    for (const WindowBatch& batch : batches) total += static_cast<double>(batch.batch * batch.length);
+    for (std::size_t i = 0; i < batches.size(); ++i) {
+        const int64_t index = static_cast<int64_t>(i);
+        if (options.control.stopping())
+            throw Interrupted{options.state.empty()
+                                  ? "nothing was kept"
+                                  : fmt::format("{} keeps what was measured", options.state.string())};
+        const SweepResult batch = state.has(index) ? state.result(index) : sweep.run(batches[i]);
+        if (!state.has(index)) state.add(index, batch);
+        scatter(batch, batches[i].windows, static_cast<int64_t>(windows.size()), result);
+        done += static_cast<double>(batches[i].batch * batches[i].length);
+        options.control.report(
+            {.what = "scoring", .done = done, .total = total, .unit = "tokens", .detail = ""});
+    }
+    return result;
+}
+
+LayerScore layer_score(const Architecture& architecture, int64_t layer, const SweepResult& sweep) {
+    const SequenceMetrics& off = sweep.variants[layer];
+    std::vector<double> differences(sweep.tokens.size());
+    for (std::size_t i = 0; i < differences.size(); ++i) differences[i] = off.loss[i] - sweep.base.loss[i];
+    LayerScore score;
+    score.layer = layer;
+    score.type = type_of(architecture.layers[layer]);
+    score.loss_delta = mean(differences, sweep.tokens);
+    score.loss_delta_ci = paired_interval(differences, sweep.tokens);
+    score.kl = mean(off.kl, sweep.tokens);
+    score.hidden_mse = mean(off.hidden_mse, sweep.tokens);
+    double nmse = 0;  // defined per sequence, then the plain mean
+    for (double value : off.logit_nmse) nmse += value;
+    score.logit_nmse = nmse / static_cast<double>(off.logit_nmse.size());
+    score.cosine = mean(off.cosine, sweep.tokens);
+    score.top1_agreement = mean(off.top1_agreement, sweep.tokens);
+    score.samples = static_cast<int64_t>(sweep.tokens.size());
+    return score;
+}
+
+std::vector<WidthPoint> width_curve(const Architecture& architecture, const std::vector<int64_t>& widths,
+                                    const SweepResult& sweep) {
+    if (widths.empty()) return {};
+    std::vector<WidthPoint> curve{{.ffn_width = architecture.ffn_width(), .loss_delta = 0.0, .kl = 0.0}};
+    const double base = mean(sweep.base.loss, sweep.tokens);
+    for (std::size_t i = 0; i < widths.size(); ++i) {
+        const SequenceMetrics& narrow = sweep.variants[architecture.layers.size() + i];
+        curve.push_back({.ffn_width = widths[i],
+                         .loss_delta = mean(narrow.loss, sweep.tokens) - base,
+                         .kl = mean(narrow.kl, sweep.tokens)});
+    }
+    return curve;
+}
+
+}  // namespace
+
+ScoreOutcome score(Backend& backend, const Architecture& architecture, const Weights& weights,
+                   const ModelIdentity& identity, const Corpus& corpus, const ScoreOptions& options) {
+    const std::vector<Window> windows =
+        choose_windows(corpus, options.seq_len, options.samples, options.seed);
+    const std::vector<int64_t> widths = narrower_widths(architecture, options);
+    ScoreState state(options.state, identity_of(backend, identity, corpus, options, widths), options.resume);
+
+    ScoreOutcome outcome;
+    if (options.width)
+        outcome.width = rank_neurons(backend, architecture, weights, corpus, windows, options.control);
+    std::vector<StudentPlan> plans = leave_one_out(architecture);
+    const SweepSchedule schedule = make_schedule(architecture, plans);
+    for (const Window& window : windows) {
+        outcome.multiply_adds += shared_multiply_adds(architecture, schedule, window.length, window.length);
+        outcome.separate_multiply_adds +=
+            separate_multiply_adds(architecture, plans, window.length, window.length);
+    }
+    for (int64_t width : widths) plans.push_back({.drop = {}, .ffn_width = width});
+    VariantSweep sweep(backend, architecture, weights, plans, &outcome.width);
+    const SweepResult result = measure(sweep, corpus, windows, state, options);
+
+    ScoreTable& table = outcome.table;
+    table.calibration = CalibrationInfo{.sources = corpus.files(),
+                                        .sequences = static_cast<int64_t>(windows.size()),
+                                        .seq_len = options.seq_len,
+                                        .tokens = 0};
+    for (int64_t tokens : result.tokens) table.calibration->tokens += tokens;
+    table.model = identity;
+    table.base_loss = mean(result.base.loss, result.tokens);
+    table.base_accuracy = mean(result.base.accuracy, result.tokens);
+    table.per_sequence["base"] = result.base.loss;
+    for (int64_t l = 0; l < static_cast<int64_t>(architecture.layers.size()); ++l) {
+        table.layers.push_back(layer_score(architecture, l, result));
+        table.per_sequence[std::to_string(l)] = result.variants[l].loss;
+    }
+    table.ffn_width_curve = width_curve(architecture, widths, result);
+    return outcome;
+}
+
+}  // namespace minipuzzle::importance

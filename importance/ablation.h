@@ -25,6 +25,7 @@ struct ScoreOptions {
 struct ScoreOutcome {
     ScoreTable table;   // provenance and model identity are the caller's to fill in
     WidthScores width;  // empty without ScoreOptions::width
+    // Of the leave-one-out sweep alone: done, and what layers + 1 separate passes would have taken.
     double multiply_adds = 0, separate_multiply_adds = 0;
 };
 

@@ -245,7 +245,8 @@ struct CompareLogits {
 
 enum class FeatureKind { cosine, mse };
 // cosine: per token 1 - cos(student, teacher); mse: per token |student - teacher|^2 / |teacher|^2.
-// value[r] is the unscaled per-token term (0 where masked); d_student += scale * d(sum of terms).
+// value[r] is the unscaled per-token term (0 where masked); d_student += scale * d(sum of terms). Against a
+// zero vector the cosine counts as 0 and, for a zero teacher, the mse term as 0, both without gradient.
 struct FeatureLoss {
     FeatureKind kind = FeatureKind::cosine;
     Tensor student, teacher;  // [R, D]

@@ -1,0 +1,182 @@
+// search.json: minipuzzle.search/1.
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "nas/search.h"
+
+namespace minipuzzle::nas {
+
+namespace {
+
+constexpr const char* kSearchFormat = "minipuzzle.search/1";
+
+Json number_or_null(const std::optional<double>& value) { return value ? Json(*value) : Json(nullptr); }
+// 0 stands for "no single width".
+Json width_json(int64_t width) { return width == 0 ? Json(nullptr) : Json(width); }
+
+Json predicted_json(const Predicted& predicted) {
+    return {{"value", predicted.value},
+            {"loss", number_or_null(predicted.loss)},
+            {"terms",
+             {{"base", number_or_null(predicted.base)},
+              {"layers", number_or_null(predicted.layers)},
+              {"pairs", nullptr},
+              {"width_term", number_or_null(predicted.width_term)}}}};
+}
+
+Json measured_json(const std::optional<Measured>& measured) {
+    if (!measured) return nullptr;
+    return {{"loss", measured->loss},
+            {"kl", measured->kl},
+            {"next_token_accuracy", measured->next_token_accuracy},
+            {"top1_agreement", measured->top1_agreement},
+            {"tokens", measured->tokens}};
+}
+
+Json candidate_json(const Candidate& candidate) {
+    Json json = {{"id", candidate.id},
+                 {"pattern", candidate.pattern},
+                 {"drop", candidate.plan.drop},
+                 {"ffn_width", width_json(candidate.ffn_width)}};
+    json["counts"] = {{"mamba", candidate.mamba}, {"ffn", candidate.ffn}, {"attention", candidate.attention}};
+    json["params"] = candidate.params;
+    json["memory"] = to_json(candidate.memory);
+    json["predicted"] = predicted_json(candidate.predicted);
+    json["measured"] = measured_json(candidate.measured);
+    json["pareto_predicted"] = candidate.pareto_predicted;
+    json["pareto_measured"] = candidate.pareto_measured;
+    return json;
+}
+
+Predicted read_predicted(ObjectReader reader) {
+    Predicted predicted;
+    predicted.value = reader.number("value");
+    predicted.loss = reader.optional_number("loss");
+    ObjectReader terms = reader.object("terms");
+    predicted.base = terms.optional_number("base");
+    predicted.layers = terms.optional_number("layers");
+    terms.ignore("pairs");
+    predicted.width_term = terms.optional_number("width_term");
+    terms.finish();
+    reader.finish();
+    return predicted;
+}
+
+Measured read_measured(ObjectReader reader) {
+    Measured measured;
+    measured.loss = reader.number("loss");
+    measured.kl = reader.number("kl");
+    measured.next_token_accuracy = reader.number("next_token_accuracy");
+    measured.top1_agreement = reader.number("top1_agreement");
+    measured.tokens = reader.integer("tokens");
+    reader.finish();
+    return measured;
+}
+
+Candidate read_candidate(ObjectReader reader) {
+    Candidate candidate;
+    candidate.id = reader.text("id");
+    candidate.pattern = reader.text("pattern");
+    candidate.plan.drop = reader.integers("drop");
+    candidate.ffn_width = reader.integer("ffn_width", 0);
+    if (candidate.ffn_width != 0) candidate.plan.ffn_width = candidate.ffn_width;
+    ObjectReader counts = reader.object("counts");
+    candidate.mamba = counts.integer("mamba");
+    candidate.ffn = counts.integer("ffn");
+    candidate.attention = counts.integer("attention");
+    counts.finish();
+    candidate.params = reader.integer("params");
+    candidate.memory = read_memory(reader.object("memory"));
+    candidate.predicted = read_predicted(reader.object("predicted"));
+    if (reader.optional("measured")) candidate.measured = read_measured(reader.object("measured"));
+    candidate.pareto_predicted = reader.boolean("pareto_predicted", false);
+    candidate.pareto_measured = reader.boolean("pareto_measured", false);
+    reader.finish();
+    return candidate;
+}
+
+FrontierPoint read_frontier_point(ObjectReader reader) {
+    FrontierPoint point;
+    point.total = reader.integer("total");
+    point.value = reader.number("value");
+    point.drop = reader.integers("drop");
+    point.ffn_width = reader.integer("ffn_width", 0);
+    reader.finish();
+    return point;
+}
+
+void read_head(ObjectReader& reader, SearchResult& result) {
+    result.provenance = reader.header(kSearchFormat);
+    result.status = reader.text("status");
+    if (result.status != "measured" && result.status != "predicted_only")
+        reader.fail(fmt::format("status: found \"{}\", expected measured or predicted_only", result.status));
+    result.objective = parse_objective(reader.text("objective"));
+    result.select_by = reader.text("select_by", "");
+    ObjectReader budget = reader.object("budget");
+    result.budget_bytes = budget.integer("bytes", -1);
+    if (budget.optional("max_params")) result.max_params = budget.integer("max_params");
+    budget.finish();
+    result.workload = read_workload(reader.object("workload"));
+    ObjectReader teacher = reader.object("teacher");
+    result.teacher_pattern = teacher.text("pattern");
+    result.teacher_params = teacher.integer("params");
+    result.teacher_memory = read_memory(teacher.object("memory"));
+    teacher.finish();
+}
+
+}  // namespace
+
+std::string search_json(const SearchResult& result) {
+    Json json = artefact_header(kSearchFormat, result.provenance);
+    json["status"] = result.status;
+    json["objective"] = name(result.objective);
+    json["select_by"] = result.select_by.empty() ? Json(nullptr) : Json(result.select_by);
+    json["budget"] = {{"bytes", result.budget_bytes < 0 ? Json(nullptr) : Json(result.budget_bytes)},
+                      {"max_params", result.max_params ? Json(*result.max_params) : Json(nullptr)}};
+    json["workload"] = to_json(result.workload);
+    json["teacher"] = {{"pattern", result.teacher_pattern},
+                       {"params", result.teacher_params},
+                       {"memory", to_json(result.teacher_memory)}};
+    json["candidates"] = Json::array();
+    for (const Candidate& candidate : result.candidates)
+        json["candidates"].push_back(candidate_json(candidate));
+    json["best"] = result.best;
+    json["frontier"] = Json::array();
+    for (const FrontierPoint& point : result.frontier)
+        json["frontier"].push_back({{"total", point.total},
+                                    {"value", point.value},
+                                    {"drop", point.drop},
+                                    {"ffn_width", width_json(point.ffn_width)}});
+    json["proof"] = {{"status", "optimal_for_predictor"}, {"bound", result.bound}, {"gap", result.gap}};
+    json["compositions"] = result.compositions;
+    json["rank_correlation"] = number_or_null(result.rank_correlation);
+    return pretty(json);
+}
+
+SearchResult read_search(const std::filesystem::path& path) {
+    const Json json = read_json(path);
+    ObjectReader reader(json, path.string());
+    SearchResult result;
+    read_head(reader, result);
+    reader.each("candidates",
+                [&](ObjectReader candidate) { result.candidates.push_back(read_candidate(candidate)); });
+    result.best = reader.text("best");
+    reader.each("frontier",
+                [&](ObjectReader point) { result.frontier.push_back(read_frontier_point(point)); });
+    ObjectReader proof = reader.object("proof");
+    if (proof.text("status") != "optimal_for_predictor") proof.fail("status: expected optimal_for_predictor");
+    result.bound = proof.number("bound");
+    result.gap = proof.number("gap");
+    proof.finish();
+    result.compositions = reader.integer("compositions", 0);
+    result.rank_correlation = reader.optional_number("rank_correlation");
+    reader.finish();
+    const bool has_best =
+        std::any_of(result.candidates.begin(), result.candidates.end(),
+                    [&](const Candidate& candidate) { return candidate.id == result.best; });
+    if (!has_best) reader.fail(fmt::format("best: found \"{}\", expected a candidate's id", result.best));
+    return result;
+}
+
+}  // namespace minipuzzle::nas

@@ -1,0 +1,211 @@
+#include "nas/space.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <limits>
+
+namespace minipuzzle::nas {
+
+namespace {
+
+const Choices& choices_of(const SearchOptions& options, LayerType type) {
+    if (type == LayerType::mamba) return options.mamba_layers;
+    return type == LayerType::attention ? options.attention_layers : options.ffn_layers;
+}
+
+// Numbers of dropped layers, ascending, from the user's numbers of kept ones.
+std::vector<int64_t> dropped_choices(const Choices& kept, LayerType type, int64_t layers, int64_t droppable) {
+    std::vector<int64_t> dropped;
+    if (kept.values.empty())
+        for (int64_t d = 0; d <= droppable; ++d) dropped.push_back(d);
+    for (const int64_t count : kept.values) {
+        if (count < 0 || count > layers)
+            fail_usage(fmt::format("--{}-layers {}: the teacher has {}, expected 0..{}", name(type), count,
+                                   layers, layers));
+        if (layers - count > droppable)
+            fail_usage(
+                fmt::format("--{}-layers {}: {} of the teacher's {} have no score and are never "
+                            "dropped, expected at least {}",
+                            name(type), count, layers - droppable, layers, layers - droppable));
+        dropped.push_back(layers - count);
+    }
+    std::sort(dropped.begin(), dropped.end());
+    dropped.erase(std::unique(dropped.begin(), dropped.end()), dropped.end());
+    return dropped;
+}
+
+// The widest FFN width that every FFN of the teacher can be cut to.
+int64_t narrowest_ffn(const Architecture& teacher) {
+    int64_t narrowest = std::numeric_limits<int64_t>::max();
+    for (const Layer& layer : teacher.layers)
+        if (const auto* ffn = std::get_if<Ffn>(&layer)) narrowest = std::min(narrowest, ffn->width);
+    return narrowest;
+}
+
+WidthChoice width_choice(const Surrogate& surrogate, const Architecture& teacher, int64_t width) {
+    if (width == teacher.ffn_width()) return {.narrowed = std::nullopt, .term = 0.0};
+    return {.narrowed = width, .term = width_term(surrogate, teacher, width)};
+}
+
+// The widths the user named. Several of them must all be measured: without their terms the search would
+// narrow for free.
+std::vector<WidthChoice> asked_widths(const Surrogate& surrogate, const Architecture& teacher,
+                                      std::vector<int64_t> asked) {
+    if (teacher.count(LayerType::ffn) == 0)
+        fail_usage(fmt::format("--ffn-width {}: the teacher has no FFN layer", asked.front()));
+    std::sort(asked.rbegin(), asked.rend());
+    asked.erase(std::unique(asked.begin(), asked.end()), asked.end());
+    std::vector<WidthChoice> choices;
+    for (const int64_t width : asked) {
+        if (width < 1 || width > narrowest_ffn(teacher))
+            fail_usage(fmt::format("--ffn-width {}: expected 1..{}, the teacher's own width", width,
+                                   narrowest_ffn(teacher)));
+        choices.push_back(width_choice(surrogate, teacher, width));
+        if (asked.size() > 1 && !choices.back().term)
+            fail_usage(
+                fmt::format("--ffn-width {}: the scores have no {} for this width (ffn_width_curve), so "
+                            "widths cannot be compared; fix one width, or score with --width {}",
+                            width, name(surrogate.objective), width));
+    }
+    return choices;
+}
+
+std::vector<WidthChoice> width_grid(const Surrogate& surrogate, const Architecture& teacher,
+                                    const Choices& asked) {
+    if (!asked.values.empty()) return asked_widths(surrogate, teacher, asked.values);
+    std::vector<WidthChoice> choices = {{.narrowed = std::nullopt, .term = 0.0}};
+    if (teacher.count(LayerType::ffn) == 0) return choices;
+    for (auto point = surrogate.width_terms.rbegin(); point != surrogate.width_terms.rend(); ++point) {
+        const int64_t width = point->first;
+        if (width > narrowest_ffn(teacher))
+            fail_input(
+                fmt::format("the scores' ffn_width_curve has width {}, expected at most the teacher's {}",
+                            width, narrowest_ffn(teacher)));
+        if (width != teacher.ffn_width()) choices.push_back(width_choice(surrogate, teacher, width));
+    }
+    return choices;
+}
+
+}  // namespace
+
+Space::Space(const Architecture& teacher, const Surrogate& surrogate, const SearchOptions& options)
+    : surrogate_(surrogate), buffers_(options.workload.buffers) {
+    MP_ASSERT(surrogate.cost.size() == teacher.layers.size());
+    for (const LayerType type : kLayerTypes) {
+        Axis& axis = axes_[static_cast<std::size_t>(type)];
+        axis.layers = teacher.count(type);
+        axis.order = drop_order(surrogate, teacher, type);
+        axis.choices = nas::dropped_choices(choices_of(options, type), type, axis.layers,
+                                            static_cast<int64_t>(axis.order.size()));
+        axis.cost = {0.0};
+        for (const int64_t layer : axis.order)
+            axis.cost.push_back(axis.cost.back() + *surrogate.cost[static_cast<std::size_t>(layer)]);
+    }
+    widths_ = width_grid(surrogate, teacher, options.ffn_width);
+    for (const WidthChoice& width : widths_) {
+        StudentPlan sizes;
+        sizes.ffn_width = width.narrowed;
+        tabulate(student_architecture(teacher, sizes), options.workload);
+    }
+}
+
+void Space::tabulate(const Architecture& sized, const Workload& workload) {
+    const LayerMemory memory = layer_memory(sized, workload);
+    outer_units_ = memory.outer;
+    outer_params_ = outer_parameters(sized);
+    for (const LayerType type : kLayerTypes) {
+        Axis& axis = axes_[static_cast<std::size_t>(type)];
+        std::vector<MemoryUnits> units(axis.order.size() + 1);
+        std::vector<int64_t> params(axis.order.size() + 1, 0);
+        // Layers without a score are always kept; then the order's layers from its end: entry d keeps all
+        // but the first d.
+        MemoryUnits kept;
+        int64_t kept_params = 0;
+        const auto keep = [&](int64_t layer) {
+            kept += memory.layers[static_cast<std::size_t>(layer)];
+            kept_params += parameters(sized, sized.layers[static_cast<std::size_t>(layer)]);
+        };
+        for (int64_t layer = 0; layer < static_cast<int64_t>(sized.layers.size()); ++layer)
+            if (type_of(sized.layers[static_cast<std::size_t>(layer)]) == type &&
+                !surrogate_.cost[static_cast<std::size_t>(layer)])
+                keep(layer);
+        for (std::size_t d = axis.order.size() + 1; d-- > 0;) {
+            units[d] = kept;
+            params[d] = kept_params;
+            if (d > 0) keep(axis.order[d - 1]);
+        }
+        axis.kept_units.push_back(std::move(units));
+        axis.kept_params.push_back(std::move(params));
+    }
+}
+
+bool Space::contains(const Point& point) const {
+    int64_t kept = 0;
+    for (std::size_t t = 0; t < kTypes; ++t) kept += axes_[t].layers - point.dropped[t];
+    const std::size_t ffn = static_cast<std::size_t>(LayerType::ffn);
+    const bool has_ffn = axes_[ffn].layers > point.dropped[ffn];
+    return kept > 0 && (has_ffn || point.width == 0);
+}
+
+Memory Space::memory(const Point& point) const {
+    MemoryUnits sum = outer_units_;
+    for (std::size_t t = 0; t < kTypes; ++t)
+        sum += axes_[t].kept_units[point.width][static_cast<std::size_t>(point.dropped[t])];
+    return sum.memory(buffers_);
+}
+
+int64_t Space::params(const Point& point) const {
+    int64_t sum = outer_params_;
+    for (std::size_t t = 0; t < kTypes; ++t)
+        sum += axes_[t].kept_params[point.width][static_cast<std::size_t>(point.dropped[t])];
+    return sum;
+}
+
+Predicted Space::predicted(const Point& point) const {
+    double layers = 0;
+    for (std::size_t t = 0; t < kTypes; ++t)
+        layers += axes_[t].cost[static_cast<std::size_t>(point.dropped[t])];
+    const std::size_t ffn = static_cast<std::size_t>(LayerType::ffn);
+    const bool has_ffn = axes_[ffn].layers > point.dropped[ffn];
+    return combine(surrogate_, layers, has_ffn ? widths_[point.width].term : std::optional(0.0));
+}
+
+double Space::value(const Point& point) const { return predicted(point).value; }
+
+std::optional<Point> Space::with_more(const Point& point, LayerType type) const {
+    const std::size_t t = static_cast<std::size_t>(type);
+    const std::vector<int64_t>& choices = axes_[t].choices;
+    const auto here = std::lower_bound(choices.begin(), choices.end(), point.dropped[t]);
+    if (here == choices.begin()) return std::nullopt;
+    Point more = point;
+    more.dropped[t] = *std::prev(here);
+    // Without an FFN there is no width to leave unchanged: the narrowest is the first that fits.
+    if (type == LayerType::ffn && point.dropped[t] == axes_[t].layers) more.width = widths_.size() - 1;
+    return more;
+}
+
+std::optional<Point> Space::wider(const Point& point) const {
+    if (point.width == 0) return std::nullopt;
+    Point more = point;
+    --more.width;
+    return more;
+}
+
+std::vector<int64_t> Space::drop(const Point& point) const {
+    std::vector<int64_t> dropped;
+    for (std::size_t t = 0; t < kTypes; ++t)
+        dropped.insert(dropped.end(), axes_[t].order.begin(), axes_[t].order.begin() + point.dropped[t]);
+    std::sort(dropped.begin(), dropped.end());
+    return dropped;
+}
+
+StudentPlan Space::plan(const Point& point) const {
+    StudentPlan plan;
+    plan.drop = drop(point);
+    const std::size_t ffn = static_cast<std::size_t>(LayerType::ffn);
+    if (axes_[ffn].layers > point.dropped[ffn]) plan.ffn_width = widths_[point.width].narrowed;
+    return plan;
+}
+
+}  // namespace minipuzzle::nas

@@ -1,0 +1,72 @@
+#include "nas/surrogate.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+namespace minipuzzle::nas {
+
+Surrogate make_surrogate(const ScoreTable& scores, Objective objective) {
+    Surrogate surrogate;
+    surrogate.objective = objective;
+    if (objective == Objective::loss_delta) surrogate.base = scores.base_loss;
+    for (const LayerScore& layer : scores.layers) surrogate.cost.push_back(value(layer, objective));
+    for (const WidthPoint& point : scores.ffn_width_curve) {
+        if (objective == Objective::loss_delta) surrogate.width_terms[point.ffn_width] = point.loss_delta;
+        if (objective == Objective::kl && point.kl) surrogate.width_terms[point.ffn_width] = *point.kl;
+    }
+    return surrogate;
+}
+
+std::vector<int64_t> drop_order(const Surrogate& surrogate, const Architecture& teacher, LayerType type) {
+    std::vector<int64_t> order;
+    for (int64_t layer = 0; layer < static_cast<int64_t>(teacher.layers.size()); ++layer) {
+        const std::size_t i = static_cast<std::size_t>(layer);
+        if (type_of(teacher.layers[i]) == type && surrogate.cost[i]) order.push_back(layer);
+    }
+    std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+        const double cost_a = *surrogate.cost[static_cast<std::size_t>(a)];
+        const double cost_b = *surrogate.cost[static_cast<std::size_t>(b)];
+        return cost_a != cost_b ? cost_a < cost_b : a > b;
+    });
+    return order;
+}
+
+std::optional<double> width_term(const Surrogate& surrogate, const Architecture& teacher, int64_t ffn_width) {
+    if (ffn_width == teacher.ffn_width()) return 0.0;
+    const auto found = surrogate.width_terms.find(ffn_width);
+    return found == surrogate.width_terms.end() ? std::nullopt : std::optional(found->second);
+}
+
+Predicted combine(const Surrogate& surrogate, double layers, std::optional<double> width) {
+    Predicted predicted;
+    predicted.base = surrogate.base;
+    predicted.layers = layers;
+    predicted.width_term = width;
+    predicted.value = surrogate.base.value_or(0.0) + layers + width.value_or(0.0);
+    if (surrogate.objective == Objective::loss_delta && surrogate.base) predicted.loss = predicted.value;
+    return predicted;
+}
+
+Predicted predict(const Surrogate& surrogate, const Architecture& teacher, const StudentPlan& plan) {
+    double layers = 0;
+    // By type and in drop order: the additions of the search, so that both give the same bits.
+    for (const LayerType type : kLayerTypes) {
+        double dropped = 0;
+        for (const int64_t layer : drop_order(surrogate, teacher, type))
+            if (plan.drops(layer)) dropped += *surrogate.cost[static_cast<std::size_t>(layer)];
+        layers += dropped;
+    }
+    for (const int64_t layer : plan.drop)
+        if (!surrogate.cost[static_cast<std::size_t>(layer)])
+            fail_input(
+                fmt::format("layer {} is dropped but its {} is null in the scores: nothing can be "
+                            "predicted; keep it or score it",
+                            layer, name(surrogate.objective)));
+    if (!plan.ffn_widths.empty()) return combine(surrogate, layers, std::nullopt);
+    const bool has_ffn = student_architecture(teacher, plan).count(LayerType::ffn) > 0;
+    if (!plan.ffn_width || !has_ffn) return combine(surrogate, layers, 0.0);
+    return combine(surrogate, layers, width_term(surrogate, teacher, *plan.ffn_width));
+}
+
+}  // namespace minipuzzle::nas

@@ -70,10 +70,11 @@ Architecture parse_architecture(const nlohmann::ordered_json& config, const std:
 // key, the key generation and the order stay as they were.
 void update_config(nlohmann::ordered_json& config, const Architecture& architecture);
 
-// JSON as Python writes it: bare Infinity, -Infinity and NaN are accepted (and become {"__float__":
-// "Infinity"}, ...). Duplicate keys, trailing text and broken UTF-8 are errors.
+// JSON as Python writes it: bare Infinity, -Infinity and NaN are accepted and become numbers that are not
+// finite. Duplicate keys, trailing text and broken UTF-8 are errors.
 nlohmann::ordered_json parse_config_text(const std::string& text, const std::string& where);
-// The inverse: {"__float__": "Infinity"} objects that came from bare tokens are written as bare tokens again.
+// The inverse, indented by two spaces: numbers that are not finite are written as bare tokens again, so that
+// both spellings of a file, the bare token and {"__float__": "Infinity"}, come back as they were.
 std::string config_text(const nlohmann::ordered_json& config);
 
 // A published architecture by name (configs/architectures/NAME/config.json); Error usage lists the known

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -30,6 +32,7 @@ class DeviceArena {
     void release(Mark mark);  // frees every take since the mark
 
     bool is_measuring() const { return measuring_; }
+    int64_t capacity() const { return capacity_; }
     int64_t used() const { return used_; }
     int64_t peak() const { return peak_; }
     // The live takes at the moment of the peak, largest first: "activations.zxbcdt  12.0 MiB".
@@ -59,6 +62,34 @@ class ArenaScope {
   private:
     DeviceArena& arena_;
     DeviceArena::Mark mark_;
+};
+
+// The dry run and the real one, one after the other: `wiring(Backend&, DeviceArena&)` runs first on a
+// measuring arena, then on real memory of the measured size, which is kept for the next call when that needs
+// no more. The wiring must touch data only where `!arena.is_measuring()`.
+class MeasuredRunner {
+  public:
+    explicit MeasuredRunner(Backend& backend)
+        : backend_(backend), dry_backend_(make_measuring_backend(backend.compute_type(), backend.device())) {}
+
+    template <class Wiring>
+    void run(Wiring&& wiring) {
+        DeviceArena dry = DeviceArena::measuring(*dry_backend_);
+        wiring(*dry_backend_, dry);
+        if (!arena_ || arena_->capacity() < dry.peak()) {
+            arena_.reset();
+            arena_.emplace(DeviceArena::sized(backend_, dry.peak()));
+        }
+        wiring(backend_, *arena_);
+        arena_->release(0);
+    }
+    // Bytes of the largest arena so far.
+    int64_t peak() const { return arena_ ? arena_->capacity() : 0; }
+
+  private:
+    Backend& backend_;
+    std::unique_ptr<Backend> dry_backend_;
+    std::optional<DeviceArena> arena_;
 };
 
 }  // namespace minipuzzle

@@ -1,6 +1,7 @@
 // What every file of ours has in common: the format line, strict reading, JSON from YAML.
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -20,7 +21,7 @@ struct Provenance {
     uint64_t seed = 0;
 };
 
-// The model an artefact speaks of.
+// The model an artefact speaks of. `pattern` is left out where empty, `weights_hash` may be empty in a file.
 struct ModelIdentity {
     std::string path, pattern, arch_hash, weights_hash;
 };
@@ -63,14 +64,24 @@ class ObjectReader {
     // Error on any key nobody asked for; call it last.
     void finish() const;
     const std::string& where() const { return where_; }
+    // Error bad_input about a key ("KEY: found ..."), which `what` opens with.
     [[noreturn]] void fail(const std::string& what) const;
 
   private:
     void expect(bool ok, const std::string& key, const char* expected) const;
+    [[noreturn]] void fail_here(const std::string& what) const;  // about the object itself
     const Json& object_;
     std::string where_;  // "FILE: " or "FILE: path."
     std::vector<std::string> asked_;
 };
+
+// Strict JSON text: duplicate keys, trailing text, broken UTF-8 and nesting beyond 100 levels are Error
+// bad_input; `where` opens the message.
+Json parse_json(const std::string& text, const std::string& where);
+// The same with sorted keys: for large foreign objects, whose lookups must not be linear.
+nlohmann::json parse_sorted_json(const std::string& text, const std::string& where);
+// "a string", "a number", ...: what a message says was found.
+std::string kind_of(const Json& value);
 
 // A JSON file of ours (strict JSON: no duplicate keys).
 Json read_json(const std::filesystem::path& path);

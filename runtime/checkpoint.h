@@ -25,10 +25,17 @@ struct TensorSlot {
 // Every tensor of an architecture, in file order. The one list that load, save, prune and random init go by.
 std::vector<TensorSlot> tensor_slots(const Architecture& architecture);
 
+// How a folder spells the model's tensors in front of the canonical names.
+struct NamePrefixes {
+    std::string model;  // "backbone.", "model.", "language_model.backbone.", "language_model.model." or ""
+    std::string head;   // before lm_head.weight: "" or "language_model."
+};
+
 // An opened, fully checked folder. Opening checks: shards named by the index exist, lie inside the folder (no
-// "..", no absolute paths, no links out of it), hold exactly the tensors the index says; every slot of the
-// architecture is there with its shape and a floating dtype; no layers.N tensor beyond the pattern or of
-// another type's layer.
+// "..", no absolute paths, no links out of it; the blobs folder of a Hub cache is inside), hold exactly the
+// tensors the index says; every slot of the architecture is there with its shape and a floating dtype; no
+// layers.N tensor beyond the pattern or of another type's layer; nothing quantised. Error bad_input names the
+// file, the tensor, what was found and what was expected.
 class Checkpoint {
   public:
     explicit Checkpoint(const std::filesystem::path& folder);
@@ -43,8 +50,11 @@ class Checkpoint {
     const std::vector<SafetensorsFile>& shards() const { return shards_; }
     // The file's own spelling for a canonical name ("backbone.layers.0.norm.weight", ...).
     std::string file_name(const std::string& canonical) const;
-    // Files of the folder other than config.json, shards and index.
+    // What else lies in the folder and belongs to the model, sorted: files and subfolders other than
+    // config.json, weights of any format, their indices and hidden entries. Error bad_input where one links
+    // out of the folder.
     std::vector<std::filesystem::path> other_files() const;
+    // "sha256:..." of the shards' headers and sizes, in the order of their names; `full`: of their content.
     std::string weights_hash(bool full) const;
     ModelIdentity identity(bool full_hash = false) const;
 
@@ -55,12 +65,10 @@ class Checkpoint {
     std::vector<SafetensorsFile> shards_;
     std::map<std::string, StoredTensor> slots_;
     std::vector<StoredTensor> unknown_;
-    std::string prefix_;       // "backbone.", "model.", "language_model.backbone.", ...
-    std::string head_prefix_;  // "", "language_model."
+    NamePrefixes prefixes_;
 };
 
-// A tensor to be written: canonical name for slots (spelled by `spell`), bytes owned by `content` or
-// borrowed.
+// A tensor to be written.
 struct OutgoingTensor {
     std::string name;  // the file's spelling
     DType dtype = DType::f32;
@@ -69,16 +77,18 @@ struct OutgoingTensor {
     int64_t size = 0;                               // in bytes
 };
 
-// Writes a model folder: config.json, shards of at most `shard_bytes` with an index (a single shard too keeps
-// the name model-00001-of-00001 and an index, as the minis have it), and `files` copied as they are. Atomic
-// as a whole.
+// A model folder to be written: config.json, shards of at most `shard_bytes` (one tensor at least) with an
+// index (a single shard too keeps the name model-00001-of-00001 and an index), `copies` as they are (a folder
+// with all it holds) and `texts`, which win over a copy of the same name.
 struct OutgoingCheckpoint {
     Json config;
     std::vector<OutgoingTensor> tensors;
-    std::vector<std::filesystem::path> copies;  // other files of the source folder
+    std::vector<std::filesystem::path> copies;  // other_files() of the source folder
     std::map<std::string, std::string> texts;   // more files: name -> content (model card)
     int64_t shard_bytes = int64_t{5} << 30;
 };
+// Tensors fill the shards in the order given. Atomic as a whole (write_folder_atomically, whose errors
+// apply).
 void write_checkpoint(const std::filesystem::path& folder, const OutgoingCheckpoint& checkpoint);
 
 }  // namespace minipuzzle

@@ -1,0 +1,73 @@
+#include "runtime/hybrid_model.h"
+
+#include "runtime/layer_activations.h"
+
+namespace minipuzzle {
+
+HybridModel::HybridModel(Backend& backend, DeviceArena& arena, const Architecture& architecture,
+                         const Weights& weights)
+    : backend_(backend), arena_(arena), architecture_(architecture), weights_(weights) {
+    MP_ASSERT(architecture.layers.size() == weights.layers.size());
+}
+
+void HybridModel::embed(const Tensor& tokens, const Tensor& hidden) {
+    backend_.run(EmbeddingForward{.tokens = tokens, .weight = weights_.embeddings, .out = hidden});
+}
+
+void HybridModel::apply(int64_t layer, const Tensor& in, const Tensor& out, const Tensor& document) {
+    ArenaScope scope(arena_);
+    const LayerContext context{backend_, arena_, architecture_, in, document};
+    const Layer& sizes = architecture_.layers.at(layer);
+    const LayerWeights& weights = weights_.layers.at(layer);
+    Tensor branch,
+        projection;  // the mixer's last activation and the matrix that leads back into the residual stream
+    if (auto* mamba = std::get_if<MambaWeights>(&weights)) {
+        branch = mamba_forward(context, std::get<Mamba>(sizes), *mamba, KeepForBackward::no).gated;
+        projection = mamba->out_proj;
+    } else if (auto* attention = std::get_if<AttentionWeights>(&weights)) {
+        branch = attention_forward(context, std::get<Attention>(sizes), *attention, KeepForBackward::no).out;
+        projection = attention->o_proj;
+    } else {
+        const FfnWeights& ffn = std::get<FfnWeights>(weights);
+        branch = ffn_forward(context, ffn, KeepForBackward::no).activated;
+        projection = ffn.down_proj;
+    }
+    add_to_residual(context, branch, projection, out);
+}
+
+void HybridModel::apply_ffn(const FfnWeights& weights, const Tensor& in, const Tensor& out,
+                            const Tensor& activation_sums) {
+    ArenaScope scope(arena_);
+    const LayerContext context{backend_, arena_, architecture_, in, {}};
+    const FfnActivations activations = ffn_forward(context, weights, KeepForBackward::no);
+    if (activation_sums) backend_.run(AbsoluteColumnSums{.x = activations.activated, .out = activation_sums});
+    add_to_residual(context, activations.activated, weights.down_proj, out);
+}
+
+void HybridModel::final_norm(const Tensor& in, const Tensor& out) {
+    backend_.run(
+        RmsNormForward{.x = in, .weight = weights_.norm_f, .eps = architecture_.norm_eps, .out = out});
+}
+
+double multiply_adds(const Architecture& architecture, const Layer& layer, int64_t tokens, int64_t length) {
+    const double d = static_cast<double>(architecture.width), n = static_cast<double>(tokens);
+    if (auto* mamba = std::get_if<Mamba>(&layer)) {
+        const double inner = mamba->inner(), state = mamba->state, groups_state = mamba->groups * state;
+        const double projections = d * mamba->projection() + inner * d;
+        const double conv = static_cast<double>(mamba->conv_channels()) * mamba->conv_kernel;
+        const double scan = 2 * inner * state + (kScanChunk + 1) / 2.0 * (inner + groups_state);
+        return n * (projections + conv + scan);
+    }
+    if (auto* attention = std::get_if<Attention>(&layer)) {
+        const double q = attention->heads * attention->head_dim,
+                     kv = attention->kv_heads * attention->head_dim;
+        return n * (d * (2 * q + 2 * kv) + (length + 1) * q);
+    }
+    return n * 2 * d * std::get<Ffn>(layer).width;
+}
+
+double head_multiply_adds(const Architecture& architecture, int64_t tokens) {
+    return static_cast<double>(tokens) * architecture.width * architecture.vocab;
+}
+
+}  // namespace minipuzzle

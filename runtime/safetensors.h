@@ -20,10 +20,11 @@ struct StoredTensor {
     std::vector<int64_t> shape;
     std::span<const std::byte> bytes;  // in the mapping; possibly misaligned: read by memcpy
     int64_t elements() const;
+    int64_t size() const { return elements() * bytes_of(dtype); }  // in bytes, by its shape
 };
 
-// One mapped file. The header is checked in full before anything is read: its length against the file and 100
-// MB, JSON without duplicate keys, dtype, shape and size with overflow checks, ranges that tile the data
+// One mapped file. The header is checked in full before anything is read: its length against the file and
+// 100 MB, JSON without duplicate keys, dtype, shape and size with overflow checks, ranges that tile the data
 // without holes or overlap. Error bad_input names file, tensor, found, expected.
 class SafetensorsFile {
   public:
@@ -32,7 +33,8 @@ class SafetensorsFile {
     const std::vector<StoredTensor>& tensors() const { return tensors_; }  // in the order of their data
     const StoredTensor* find(const std::string& name) const;
     const std::map<std::string, std::string>& metadata() const { return metadata_; }
-    std::span<const std::byte> header() const { return header_; }  // its JSON text, for hashing
+    std::span<const std::byte> header() const { return header_; }         // its JSON text, for hashing
+    std::span<const std::byte> content() const { return file_.bytes(); }  // the whole file
 
   private:
     std::filesystem::path path_;
@@ -43,7 +45,14 @@ class SafetensorsFile {
     std::map<std::string, std::size_t> index_;
 };
 
-// Writes `tensors` in the order given, header padded to 8 bytes, fsynced; removes the file again on failure.
+// The order tensors are stored in: larger elements first, else as given, so that every one is aligned to its
+// element (readers that map the file need it).
+void sort_for_storage(std::vector<StoredTensor>& tensors);
+// The first bytes of a file that holds `tensors` in this order: header length and header, padded to 8 bytes.
+// Only names, types and shapes are read.
+std::string safetensors_header(const std::vector<StoredTensor>& tensors,
+                               const std::map<std::string, std::string>& metadata);
+// Writes `tensors` in storage order, fsynced; removes the file again on failure.
 void write_safetensors(const std::filesystem::path& path, const std::vector<StoredTensor>& tensors,
                        const std::map<std::string, std::string>& metadata = {});
 

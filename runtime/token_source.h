@@ -31,9 +31,11 @@ struct TokenizerContext {
     int32_t eos = -1;  // appended to {"text"} rows when training; -1: none
 };
 
-// All rows of the files, in order. {"tokens"} rows get nothing added; {"text"} rows get the tokenizer's
-// template, plus eos when `training`. Errors (bad_input) with file and line: no such file, empty data, a row
-// that is not JSON or has neither or both keys or unknown keys, ids that are not integers in [0, vocab).
+// All rows of the files, in order: a .txt file is one document, every other file JSONL (blank lines, CRLF and
+// a byte order mark pass; keys other than the three are the user's own and ignored). {"tokens"} rows get
+// nothing added; {"text"} rows get the tokenizer's template, plus eos when `training`. Errors (bad_input)
+// with file and line: no such file, a compressed file, no rows, a row that is not JSON or has neither or both
+// of text and tokens, ids that are not integers in [0, vocab).
 class Corpus {
   public:
     Corpus(const std::vector<std::string>& paths, const TokenizerContext& context, bool training);
@@ -57,7 +59,9 @@ struct Window {
 // something: rows of one token give no window). In corpus order.
 std::vector<Window> cut_windows(const Corpus& corpus, int64_t seq_len);
 
-// A permutation of [0, n) that depends on (seed, n) alone, counter-based (no library shuffle).
+// A permutation of [0, n) that depends on (seed, n) alone: Fisher-Yates from the top, where the draw for
+// place i is counter_random(seed, i) * (i + 1) / 2^64 (bias under n / 2^64). It never changes between
+// versions.
 std::vector<int64_t> seeded_order(int64_t n, uint64_t seed);
 
 // cut_windows, then `samples` of them in seeded order; samples 0 (all) keeps corpus order.
@@ -75,10 +79,11 @@ struct WindowBatch {
 std::vector<WindowBatch> batch_windows(const Corpus& corpus, const std::vector<Window>& windows,
                                        int64_t max_tokens);
 
-// Training rows of exactly seq_len predicted positions, packed from documents in a seeded order that is
-// redrawn every epoch: documents follow each other; one that does not fit continues in the next row (as a new
-// document there). Row k is a pure function of (corpus, seq_len, seed, k), so a run resumes from a row number
-// alone.
+// Training rows of exactly seq_len positions, cut from one endless stream: the documents follow each other
+// with every token, in a seeded order redrawn each epoch, and row k is stream positions [k T, (k+1) T). A
+// document that does not fit continues in the next row (as a new document there); no pair of neighbouring
+// tokens is lost to the cut, so an epoch predicts each document's n - 1 pairs exactly once. Row k is a pure
+// function of (corpus, seq_len, seed, k), so a run resumes from a row number alone.
 struct PackedBatch {
     int64_t batch = 0, length = 0;
     std::vector<int32_t> tokens, targets;  // [B, T]; the target at a document's last token is -1 (masked)
@@ -86,20 +91,29 @@ struct PackedBatch {
 };
 class PackedRows {
   public:
+    // Keeps a reference to the corpus. Error bad_input where no document has two tokens.
     PackedRows(const Corpus& corpus, int64_t seq_len, uint64_t seed, bool isolate);
-    // Rows [first_row, first_row + batch). With isolate off every row is one document and no target is masked
-    // inside.
+    // Rows [first_row, first_row + batch). With isolate off every row is one document and no target is
+    // masked: a document's last token predicts the next document's first. One thread at a time (it remembers
+    // the order of the last epoch asked for).
     PackedBatch rows(int64_t first_row, int64_t batch) const;
+    // Stream positions an epoch takes: the corpus's tokens.
+    int64_t epoch_tokens() const { return epoch_tokens_; }
 
   private:
-    struct Place {
-        int64_t epoch = 0, document = 0, token = 0;  // position in the epoch's order and in that document
+    struct Epoch {
+        int64_t number = -1;
+        std::vector<int64_t> order;   // documents
+        std::vector<int64_t> starts;  // of each in the epoch's tokens
     };
+    const Epoch& epoch(int64_t number) const;
+
     const Corpus& corpus_;
     int64_t seq_len_;
     uint64_t seed_;
     bool isolate_;
     int64_t epoch_tokens_ = 0;
+    mutable Epoch epoch_;
 };
 
 }  // namespace minipuzzle

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include "runtime/hybrid_model.h"
@@ -12,52 +13,71 @@
 
 namespace minipuzzle {
 
-// Per-window means of one variant, in window order.
+// Means over each window's predicted tokens, in window order (definitions: DESIGN.md, "Files that people can
+// read").
 struct SequenceMetrics {
-    std::vector<double> loss, accuracy, kl, top1_agreement, hidden_mse, hidden_mse_pre_norm, logit_nmse,
-        cosine;
+    std::vector<double> loss, accuracy, kl, top1_agreement, hidden_mse, logit_nmse, cosine;
 };
 
 struct SweepResult {
-    std::vector<int64_t> tokens;  // predicted tokens of each window
-    SequenceMetrics base;         // loss and accuracy only
-    std::vector<SequenceMetrics> variants;
-    double multiply_adds = 0;           // done
-    double separate_multiply_adds = 0;  // what one pass per variant, and the base's, would have done
+    std::vector<int64_t> tokens;            // predicted tokens of each window
+    SequenceMetrics base;                   // loss and accuracy only
+    std::vector<SequenceMetrics> variants;  // in the order of the plans
+    double multiply_adds = 0;               // done
+    double separate_multiply_adds = 0;      // what one pass per plan, and the base's, would have done
 };
 
 // Token-weighted mean over windows.
 double mean(const std::vector<double>& per_window, const std::vector<int64_t>& tokens);
 
-// Measures the full model and every plan on the windows. Plans that share a prefix of kept layers (and
-// widths) share its work: at each layer the live states are grouped by what was done so far, and a state
-// splits only where its plans part. A leave-one-out sweep is the special case of plans {drop: [l]}. Weights
-// of a layer are read once per batch. `width_scores` is needed when a plan has a width. Resumable: `finished`
-// batches are skipped and `on_batch` is called with each batch's result in order.
-struct SweepOptions {
-    int64_t batch_tokens =
-        4096;  // tokens a batch; states live at once = batch_tokens * D * (live variants + 2)
-    const WidthScores* width_scores = nullptr;
-    RunControl control;
+// The order of work: at each layer, which live states the layer is applied to. Plans that share a prefix of
+// kept layers (and widths) share one state; a state splits only where its plans part, and the old buffer goes
+// to those that drop the layer. States never merge, so slots = distinct students (base included).
+struct SweepSchedule {
+    struct Step {
+        int64_t from = 0, to = 0;  // slots; equal: in place
+        int64_t ffn_width = -1;    // -1: the layer as it is
+    };
+    std::vector<std::vector<Step>> layers;
+    int64_t slots = 1;
+    int64_t base_slot = 0;
+    std::vector<int64_t> plan_slot;
 };
+SweepSchedule make_schedule(const Architecture& architecture, const std::vector<StudentPlan>& plans);
+// Multiply-adds of the schedule, and of separate passes, on `tokens` tokens in sequences of `length`.
+double shared_multiply_adds(const Architecture&, const SweepSchedule&, int64_t tokens, int64_t length);
+double separate_multiply_adds(const Architecture&, const std::vector<StudentPlan>&, int64_t tokens,
+                              int64_t length);
+
+// Measures the full model and every plan. A leave-one-layer-out sweep is the special case of plans {drop:
+// [l]}. Weights of a layer are read once per batch. `width_scores` (which neurons a narrower FFN keeps) may
+// be null where no plan has a width. Everything passed by reference must outlive the object.
 class VariantSweep {
   public:
     VariantSweep(Backend& backend, const Architecture& architecture, const Weights& weights,
-                 std::vector<StudentPlan> plans, const SweepOptions& options);
-    // One batch's per-window metrics; bits depend on the window alone, never on company.
+                 std::vector<StudentPlan> plans, const WidthScores* width_scores);
+    ~VariantSweep();
+
+    // One batch; a window's figures depend on that window alone, never on company. Error where a loss is not
+    // finite.
     SweepResult run(const WindowBatch& batch);
-    double multiply_adds(const WindowBatch& batch) const;
-    double separate_multiply_adds(const WindowBatch& batch) const;
+    // Tokens a batch should hold so that the live states take about a gibibyte, between 512 and 8192.
+    int64_t batch_tokens() const;
     int64_t peak_bytes() const;
 
   private:
     struct State;
-    std::shared_ptr<State> state_;
+    std::unique_ptr<State> state_;
 };
 
-// run() over all batches, results put back into window order; progress in multiply-adds.
+// run() over all windows, results in window order; progress in multiply-adds; Interrupted when asked to stop.
 SweepResult sweep(Backend& backend, const Architecture& architecture, const Weights& weights,
-                  const std::vector<StudentPlan>& plans, const Corpus& corpus,
-                  const std::vector<Window>& windows, const SweepOptions& options);
+                  const std::vector<StudentPlan>& plans, const WidthScores* width_scores,
+                  const Corpus& corpus, const std::vector<Window>& windows, const RunControl& control);
+
+// Puts a batch's per-window figures where the batch's windows stand in the whole (all vectors sized on first
+// use).
+void scatter(const SweepResult& from, const std::vector<int64_t>& windows, int64_t total_windows,
+             SweepResult& into);
 
 }  // namespace minipuzzle

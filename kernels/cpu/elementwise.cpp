@@ -1,0 +1,73 @@
+#include <array>
+#include <cmath>
+
+#include "kernels/cpu/blocks.h"
+
+namespace minipuzzle::cpu {
+inline namespace MINIPUZZLE_ISA {
+
+template <class T>
+void CpuBackend<T>::run(const SquaredReluForward& args) {
+    validate(args);
+    const T* x = args.x.as<T>();
+    T* out = args.out.as<T>();
+    for_blocks(pool_, args.x.elements(), kElementBlock, [=](Block block) {
+        for (int64_t i = block.begin; i < block.end(); ++i) {
+            const T positive = x[i] < 0 ? 0 : x[i];  // keeps NaN
+            out[i] = positive * positive;
+        }
+    });
+}
+
+template <class T>
+void CpuBackend<T>::run(const SquaredReluBackward& args) {
+    validate(args);
+    const T *x = args.x.as<T>(), *d_out = args.d_out.as<T>();
+    T* d_x = args.d_x.as<T>();
+    for_blocks(pool_, args.x.elements(), kElementBlock, [=](Block block) {
+        for (int64_t i = block.begin; i < block.end(); ++i) {
+            const T positive = x[i] < 0 ? 0 : x[i];
+            d_x[i] = 2 * positive * d_out[i];
+        }
+    });
+}
+
+template <class T>
+void CpuBackend<T>::run(const Add& args) {
+    validate(args);
+    const T *a = args.a.as<T>(), *b = args.b.as<T>();
+    T* out = args.out.as<T>();
+    for_blocks(pool_, args.a.elements(), kElementBlock, [=](Block block) {
+        for (int64_t i = block.begin; i < block.end(); ++i) out[i] = a[i] + b[i];
+    });
+}
+
+template <class T>
+void CpuBackend<T>::run(const AbsoluteColumnSums& args) {
+    validate(args);
+    const int64_t length = args.x.size(1), width = args.x.columns();
+    constexpr int64_t kColumns = 128;
+    const Blocks column_blocks{width, kColumns};
+    pool_.parallel_for(args.x.size(0) * column_blocks.count(), [&](int64_t task, int) {
+        const int64_t sequence = task / column_blocks.count();
+        const Block columns = column_blocks[task % column_blocks.count()];
+        const T* x = args.x.as<T>() + sequence * length * width + columns.begin;
+        std::array<double, kColumns> sums{};
+        for (int64_t t = 0; t < length; ++t) {
+            for (int64_t i = 0; i < columns.count; ++i) sums[i] += std::abs(x[t * width + i]);
+        }
+        T* out = args.out.as<T>() + sequence * width + columns.begin;
+        for (int64_t i = 0; i < columns.count; ++i) out[i] = static_cast<T>(sums[i]);
+    });
+}
+
+#define MINIPUZZLE_INSTANTIATE(T)                                      \
+    template void CpuBackend<T>::run(const SquaredReluForward& args);  \
+    template void CpuBackend<T>::run(const SquaredReluBackward& args); \
+    template void CpuBackend<T>::run(const Add& args);                 \
+    template void CpuBackend<T>::run(const AbsoluteColumnSums& args);
+MINIPUZZLE_INSTANTIATE(float)
+MINIPUZZLE_INSTANTIATE(double)
+
+}  // namespace MINIPUZZLE_ISA
+}  // namespace minipuzzle::cpu

@@ -1,0 +1,99 @@
+#include "cli/command.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "cli/commands.h"
+
+namespace minipuzzle::cli {
+
+OptionTable GlobalOptions::options() {
+    OptionTable table;
+    table.text("device", "auto|cpu|cuda[:i]", device, "where to compute");
+    table.count("seed", seed, "seed of every random choice [0]");
+    table.count("threads", threads, "CPU threads; 0: every core the process may use");
+    table.text("config", "FILE.yaml", config, "options from a file, same keys; the command line wins");
+    table.flag("json", json, "print the result as JSON on stdout, nothing else");
+    table.flag("quiet", quiet, "say nothing on stderr but errors", "q");
+    table.flag("verbose", verbose, "say more on stderr", "v");
+    return table;
+}
+
+void WorkloadOptions::add_to(OptionTable& table) {
+    const std::vector<std::string> types = {"fp32", "bf16", "fp8", "fp4", "nvfp4"};
+    std::vector<std::string> with_file = {"file"};
+    with_file.insert(with_file.end(), types.begin(), types.end());
+    table.count("context", context, "tokens of context that the deployed model holds", 1);
+    table.count("batch", batch, "sequences that the deployed model holds", 1);
+    table.word("weights", with_file, weights,
+               "element type of the deployed weights; file: as they are stored");
+    table.word("kv", types, kv, "element type of the attention cache");
+    table.word("ssm", types, ssm, "element type of the Mamba state");
+    table.word("conv", types, conv, "element type of the convolution state");
+    table.bytes("buffers", buffers, "memory of anything else at run time");
+}
+
+void WindowOptions::add_to(OptionTable& table) {
+    table.count("seq-len", seq_len, "predicted tokens a window; longer rows are cut", 1);
+    table.count("samples", samples, "windows, in seeded order; 0: all");
+}
+
+std::vector<std::unique_ptr<Command>> all_commands() {
+    std::vector<std::unique_ptr<Command>> commands;
+    commands.push_back(std::make_unique<InspectCommand>());
+    commands.push_back(std::make_unique<ScoreCommand>());
+    commands.push_back(std::make_unique<SearchCommand>());
+    commands.push_back(std::make_unique<PruneCommand>());
+    commands.push_back(std::make_unique<DistillCommand>());
+    commands.push_back(std::make_unique<EvalCommand>());
+    commands.push_back(std::make_unique<ReportCommand>());
+    commands.push_back(std::make_unique<RunCommand>());
+    return commands;
+}
+
+std::string shell_quoted(const std::string& word) {
+    const auto plain = [](char c) {
+        return std::isalnum(static_cast<unsigned char>(c)) ||
+               std::string_view("_-./=:,%+@").find(c) != std::string_view::npos;
+    };
+    if (!word.empty() && std::all_of(word.begin(), word.end(), plain)) return word;
+    std::string quoted = "'";
+    for (char c : word) quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
+    return quoted + "'";
+}
+
+namespace {
+
+std::string words_of(const Option& option, const Json& value) {
+    if (option.arity == Arity::flag || (value.is_boolean() && value.get<bool>())) return "";
+    const auto word = [](const Json& item) {
+        return shell_quoted(item.is_string() ? item.get<std::string>() : item.dump());
+    };
+    if (!value.is_array()) return " " + word(value);
+    const std::string separator = option.arity == Arity::many ? " " : ",";
+    std::string words;
+    for (const Json& item : value) words += (words.empty() ? "" : separator) + word(item);
+    return " " + words;
+}
+
+}  // namespace
+
+std::string command_line_of(Command& command, const GlobalOptions& globals) {
+    std::string line = fmt::format("minipuzzle {}", command.name());
+    for (const auto& fresh : all_commands()) {
+        if (std::string_view(fresh->name()) != command.name()) continue;
+        const Json defaults = fresh->options().to_json();
+        const OptionTable table = command.options();
+        for (const Option& option : table.options()) {
+            const Json value = option.value();
+            if (value == defaults[option.name] || option.name == "resume") continue;
+            if (!option.positional) line += " --" + option.name;
+            line += words_of(option, value);
+        }
+    }
+    if (globals.seed) line += fmt::format(" --seed {}", *globals.seed);
+    return line;
+}
+
+}  // namespace minipuzzle::cli

@@ -1,0 +1,125 @@
+// The commands and their options. Each command's file holds its option table and its run().
+#pragma once
+
+#include "cli/command.h"
+
+namespace minipuzzle::cli {
+
+// What the deployment memory is computed for; shared by inspect and search.
+struct WorkloadOptions {
+    int64_t context = 8192, batch = 1, buffers = 0;
+    std::string weights = "file", kv = "bf16", ssm = "fp32", conv = "bf16";
+
+    void add_to(OptionTable& table);
+};
+
+// Which rows of the data are measured.
+struct WindowOptions {
+    int64_t seq_len = 512, samples = 0;
+
+    void add_to(OptionTable& table);
+};
+
+struct InspectCommand : Command {
+    std::vector<std::string> targets;
+    std::string arch, scores, plans, model;
+    WorkloadOptions workload;
+    bool full_hash = false;
+
+    const char* name() const override { return "inspect"; }
+    const char* help() const override {
+        return "Show a model, an architecture or one of our files; two of a kind: their difference";
+    }
+    OptionTable options() override;
+    CommandResult run(const Context& context) override;
+};
+
+struct ScoreCommand : Command {
+    std::string model, out = "scores.json";
+    std::vector<std::string> data;
+    WindowOptions windows;
+    std::optional<std::vector<int64_t>> width;
+    bool full_hash = false, resume = false;
+
+    const char* name() const override { return "score"; }
+    const char* help() const override { return "Switch off each layer in turn and measure the damage"; }
+    OptionTable options() override;
+    CommandResult run(const Context& context) override;
+};
+
+struct SearchCommand : Command {
+    std::string model, arch, scores, out, objective, select_by = "loss";
+    std::optional<Amount> mem_budget, max_params;
+    WorkloadOptions workload;
+    std::vector<int64_t> mamba_layers, ffn_layers, attention_layers, ffn_width;
+    bool all = false;
+    std::vector<std::string> data;
+    int64_t measure = 32;
+    WindowOptions windows;
+
+    const char* name() const override { return "search"; }
+    const char* help() const override { return "Find the student that fits a budget and loses least"; }
+    OptionTable options() override;
+    CommandResult run(const Context& context) override;
+};
+
+struct PruneCommand : Command {
+    std::string model, plan, search, id, out;
+
+    const char* name() const override { return "prune"; }
+    const char* help() const override { return "Cut a student's weights out of its teacher's folder"; }
+    OptionTable options() override;
+    CommandResult run(const Context& context) override;
+};
+
+struct DistillCommand : Command {
+    std::string teacher, student, plan, init, out, feature_kind = "cosine";
+    std::vector<std::string> data;
+    int64_t tokens = 1'000'000, batch = 8, micro_batch = 0, seq_len = 512, warmup = 10, save_every = 0;
+    double lr = 1e-4, min_lr_ratio = 0.1, weight_decay = 0.1, clip = 1.0;
+    double kl = 1, ce = 0, feature = 0, temperature = 1;
+    bool no_isolate = false, resume = false, resume_elsewhere = false, dry_run = false;
+
+    const char* name() const override { return "distill"; }
+    const char* help() const override {
+        return "Train a student on its teacher's logits, or a model on tokens";
+    }
+    OptionTable options() override;
+    CommandResult run(const Context& context) override;
+};
+
+struct EvalCommand : Command {
+    std::string model, reference, plans, width_scores, out;
+    std::vector<std::string> data;
+    WindowOptions windows;
+
+    const char* name() const override { return "eval"; }
+    const char* help() const override { return "Measure a model, or many students of it, on data"; }
+    OptionTable options() override;
+    CommandResult run(const Context& context) override;
+};
+
+struct ReportCommand : Command {
+    std::string folder, out;
+
+    const char* name() const override { return "report"; }
+    const char* help() const override { return "Make one page of everything a run's folder holds"; }
+    OptionTable options() override;
+    CommandResult run(const Context& context) override;
+};
+
+struct RunCommand : Command {
+    std::string recipe, model, out;
+    std::vector<std::string> data;
+    std::optional<Amount> mem_budget;
+    bool resume = false;
+
+    const char* name() const override { return "run"; }
+    const char* help() const override {
+        return "Score, search, prune, distill, evaluate and report from one recipe";
+    }
+    OptionTable options() override;
+    CommandResult run(const Context& context) override;
+};
+
+}  // namespace minipuzzle::cli

@@ -1,0 +1,111 @@
+#include "cli/report/claims.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "cli/report/html.h"
+#include "cli/report/layer_strips.h"
+#include "cli/report/words.h"
+
+namespace minipuzzle::report {
+namespace {
+
+void claims_of_scores(const ScoreTable& table, std::vector<std::string>& out) {
+    if (table.calibration)
+        out.push_back(fmt::format(
+            "Every layer was switched off in turn on {} sequences ({} tokens) of calibration text. "
+            "A score says what one layer is worth while all others stay; what two "
+            "layers cost together it does not say.",
+            grouped(table.calibration->sequences), grouped(table.calibration->tokens)));
+    else
+        out.push_back(
+            "The scores come without calibration data: they were taken over from a publication or another "
+            "tool, "
+            "not measured by this program.");
+    const auto unknown = std::count_if(table.layers.begin(), table.layers.end(), [](const LayerScore& layer) {
+        return !layer.loss_delta && !layer.kl && !layer.hidden_mse && !layer.logit_nmse && !layer.cosine;
+    });
+    if (unknown > 0)
+        out.push_back(fmt::format("{} layer{} no score; a layer without a score is never dropped.", unknown,
+                                  unknown == 1 ? " has" : "s have"));
+    const bool intervals = std::any_of(table.layers.begin(), table.layers.end(), [](const LayerScore& layer) {
+        return layer.loss_delta_ci.has_value();
+    });
+    if (intervals)
+        out.push_back(
+            "Whiskers are 95 % Student t intervals over paired per-sequence means: they cover the choice of "
+            "calibration text, nothing else.");
+    if (!table.notes.empty()) out.push_back("Note in the scores file: " + escape(table.notes));
+}
+
+void claims_of_search(const nas::SearchResult& search, std::vector<std::string>& out) {
+    const bool measured = search.status == "measured";
+    const std::string objective(name(search.objective));
+    out.push_back(
+        measured
+            ? fmt::format("\u201cBest\u201d is the candidate with the {} among those that were measured; "
+                          "candidates that were not measured may be better.",
+                          selection_of(search).words)
+            : "No student was run: every quality figure of a student is a <b>prediction</b>, and "
+              "\u201cbest\u201d means lowest predicted value only.");
+    out.push_back(fmt::format(
+        "The predictor adds up the {} of the dropped layers{}. It takes the layers as independent, "
+        "which they are not.",
+        objective,
+        search.objective == Objective::loss_delta
+            ? " and what narrower FFNs cost, on top of the teacher\u2019s loss"
+            : " and what narrower FFNs cost where that is known"));
+    const std::string considered =
+        search.compositions > 0 ? fmt::format("of {} compositions ", grouped(search.compositions)) : "";
+    if (search.gap == 0)
+        out.push_back(
+            fmt::format("The search is exact: {}no student within the limits asked for has a lower predicted "
+                        "value than {}. "
+                        "That holds for the predictor, not for the students themselves.",
+                        considered, value_text(search.bound)));
+    else
+        out.push_back(fmt::format("The search proved a bound of {} and stands {} above it.",
+                                  value_text(search.bound), value_text(search.gap)));
+    if (search.rank_correlation)
+        out.push_back(fmt::format(
+            "Rank correlation (Spearman) between predicted and measured order: <b>{}</b>. 1 would be the "
+            "same order, 0 no relation; it is taken over the measured candidates alone, which lie close "
+            "together.",
+            value_text(*search.rank_correlation, 3)));
+    if (search.objective == Objective::hidden_mse || search.objective == Objective::logit_nmse ||
+        search.objective == Objective::one_minus_cosine)
+        out.push_back(fmt::format(
+            "Sums of {} are a ranking aid, not a quality in nats: they have no meaning beyond their order, "
+            "and the error of several layers dropped together is not the sum of their errors.",
+            objective));
+    if (search.candidates.size() > kMostStrips)
+        out.push_back(
+            fmt::format("{} of {} candidates are drawn as strips; the search file lists all of them.",
+                        kMostStrips, search.candidates.size()));
+    const nas::Workload& load = search.workload;
+    out.push_back(fmt::format(
+        "Memory is that of deployment at context {}, batch {}: weights {}, KV cache {}, SSM state {}, conv "
+        "state {}, buffers {}. Sizes are computed exactly from the architecture, not read off a device.",
+        grouped(load.context), grouped(load.batch),
+        load.weights_as_in_file ? "as in the file" : std::string(nas::name(load.weights)), nas::name(load.kv),
+        nas::name(load.ssm), nas::name(load.conv), memory_text(load.buffers)));
+}
+
+}  // namespace
+
+std::vector<std::string> claims(const ReportInputs& inputs) {
+    std::vector<std::string> out;
+    if (inputs.search) claims_of_search(*inputs.search, out);
+    if (inputs.scores) claims_of_scores(*inputs.scores, out);
+    if (!inputs.runs.empty())
+        out.push_back(
+            "Distillation losses are those of the training batches. How good the student became, only "
+            "held-out text "
+            "tells: the results table, where it is there.");
+    for (const std::string& file : inputs.left_aside)
+        out.push_back(fmt::format("Not shown: {}", escape(file)));
+    return out;
+}
+
+}  // namespace minipuzzle::report

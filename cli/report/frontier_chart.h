@@ -1,0 +1,15 @@
+// Memory against quality: what every budget could reach, the candidates, the best, the teacher.
+#pragma once
+
+#include <string>
+
+#include "nas/search.h"
+
+namespace minipuzzle::report {
+
+// Two views side by side: all of the range that matters, and the candidates close up. The measured figure
+// shares the axis only where it is the objective's own (loss for loss_delta, KL for kl); otherwise the
+// close-up shows the measured loss alone.
+std::string frontier_chart(const nas::SearchResult& search);
+
+}  // namespace minipuzzle::report

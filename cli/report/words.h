@@ -1,0 +1,38 @@
+// How the page speaks of layers, objectives and candidates: one wording for every figure.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "nas/search.h"
+#include "runtime/score_table.h"
+
+namespace minipuzzle::report {
+
+// "Mamba", "FFN", "attention"; and the css class that carries the type's colour.
+const char* type_word(LayerType type);
+const char* type_class(LayerType type);
+// The layer types of a pattern, by letter; a letter we do not know is Error bad_input.
+LayerType type_of_letter(char letter);
+
+// What the objective measures, for an axis: "loss increase without the layer (nats per token)".
+std::string objective_axis(Objective objective);
+// What a student's predicted value is: "predicted loss (nats per token)", "sum of hidden-state errors ...".
+std::string predicted_axis(Objective objective);
+
+// The measured figure that may stand on the objective's own axis: loss for loss_delta, kl for kl, else none.
+std::optional<double> comparable(const nas::Candidate& candidate, Objective objective);
+// The measured figure that chose the best candidate, and whether larger is better.
+struct Selection {
+    std::string words;  // "lowest measured loss"
+    bool larger_is_better = false;
+};
+Selection selection_of(const nas::SearchResult& search);
+double selected_value(const nas::Measured& measured, const std::string& select_by);
+
+// The candidate named by `best`; null where the list does not hold it.
+const nas::Candidate* best_of(const nas::SearchResult& search);
+// "M 27 · F 24 · A 4" in the teacher's or a student's pattern.
+std::string counts_text(int64_t mamba, int64_t ffn, int64_t attention);
+
+}  // namespace minipuzzle::report

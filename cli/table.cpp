@@ -1,0 +1,56 @@
+#include "cli/table.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "kernels/check.h"
+
+namespace minipuzzle::cli {
+namespace {
+
+// A cell that does not spoil a right-aligned column: a number, with or without a unit, or a missing value.
+bool numeric(const std::string& text) {
+    return text.empty() || text == "-" || std::isdigit(static_cast<unsigned char>(text[0])) ||
+           (text.size() > 1 && (text[0] == '-' || text[0] == '+') &&
+            std::isdigit(static_cast<unsigned char>(text[1])));
+}
+
+}  // namespace
+
+void Table::add(std::vector<std::string> row) {
+    MP_ASSERT(row.size() == header_.size());
+    rows_.push_back(std::move(row));
+}
+
+std::string Table::text() const {
+    const std::size_t columns = header_.size();
+    std::vector<std::size_t> widths(columns);
+    std::vector<bool> right(columns, !rows_.empty());
+    for (std::size_t c = 0; c < columns; ++c) {
+        widths[c] = header_[c].size();
+        for (const auto& row : rows_) {
+            widths[c] = std::max(widths[c], row[c].size());
+            right[c] = right[c] && numeric(row[c]);
+        }
+    }
+    const auto line = [&](const std::vector<std::string>& cells) {
+        std::string text;
+        for (std::size_t c = 0; c < columns; ++c) {
+            if (c > 0) text += "  ";
+            text += right[c] ? fmt::format("{:>{}}", cells[c], widths[c])
+                             : fmt::format("{:<{}}", cells[c], widths[c]);
+        }
+        text.erase(text.find_last_not_of(' ') + 1);
+        return text + "\n";
+    };
+    std::string text = line(header_);
+    for (const auto& row : rows_) text += line(row);
+    return text;
+}
+
+std::string cell(const std::optional<double>& value, int decimals) {
+    return value ? fmt::format("{:.{}f}", *value, decimals) : "-";
+}
+
+}  // namespace minipuzzle::cli

@@ -1,0 +1,27 @@
+// Text tables for people.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace minipuzzle::cli {
+
+// Columns as wide as their widest cell, two spaces apart; columns of numbers stand right-aligned.
+class Table {
+  public:
+    explicit Table(std::vector<std::string> header) : header_(std::move(header)) {}
+    // As many cells as the header has.
+    void add(std::vector<std::string> row);
+    // One line a row, the header first, each ended by a newline.
+    std::string text() const;
+
+  private:
+    std::vector<std::string> header_;
+    std::vector<std::vector<std::string>> rows_;
+};
+
+// "0.1783", "-" where there is no value.
+std::string cell(const std::optional<double>& value, int decimals = 4);
+
+}  // namespace minipuzzle::cli

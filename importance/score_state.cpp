@@ -1,0 +1,119 @@
+#include "importance/score_state.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "runtime/artefact.h"
+#include "runtime/files.h"
+
+namespace minipuzzle::importance {
+
+namespace {
+
+constexpr const char* kFormat = "minipuzzle.score-state/1";
+
+constexpr std::pair<const char*, std::vector<double> SequenceMetrics::*> kMembers[] = {
+    {"loss", &SequenceMetrics::loss},
+    {"accuracy", &SequenceMetrics::accuracy},
+    {"kl", &SequenceMetrics::kl},
+    {"top1_agreement", &SequenceMetrics::top1_agreement},
+    {"hidden_mse", &SequenceMetrics::hidden_mse},
+    {"logit_nmse", &SequenceMetrics::logit_nmse},
+    {"cosine", &SequenceMetrics::cosine}};
+
+Json to_json(const SequenceMetrics& metrics) {
+    Json json = Json::object();
+    for (const auto& [name, member] : kMembers) json[name] = metrics.*member;
+    return json;
+}
+
+SequenceMetrics metrics_from(const Json& json) {
+    SequenceMetrics metrics;
+    for (const auto& [name, member] : kMembers) metrics.*member = json.at(name).get<std::vector<double>>();
+    return metrics;
+}
+
+SweepResult result_from(const Json& json) {
+    SweepResult result;
+    result.tokens = json.at("tokens").get<std::vector<int64_t>>();
+    result.base = metrics_from(json.at("base"));
+    for (const Json& variant : json.at("variants")) result.variants.push_back(metrics_from(variant));
+    return result;
+}
+
+// One line, on disk before this returns; a line that could not be written whole is taken back.
+void append_line(const std::filesystem::path& path, const std::string& line) {
+    const int file = ::open(path.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644);
+    if (file < 0) throw Error(ErrorKind::other, fmt::format("{}: {}", path.string(), std::strerror(errno)));
+    const off_t end = ::lseek(file, 0, SEEK_END);
+    std::size_t written = 0;
+    while (written < line.size()) {
+        const ssize_t count = ::write(file, line.data() + written, line.size() - written);
+        if (count < 0 && errno == EINTR) continue;
+        if (count <= 0) break;
+        written += static_cast<std::size_t>(count);
+    }
+    const bool ok = written == line.size() && ::fsync(file) == 0;
+    const int error = errno;
+    const bool taken_back = ok || ::ftruncate(file, end) == 0;
+    ::close(file);
+    if (!ok)
+        throw Error(ErrorKind::other, fmt::format("{}: {}{}", path.string(), std::strerror(error),
+                                                  taken_back ? "" : " (its last line may be cut)"));
+}
+
+}  // namespace
+
+ScoreState::ScoreState(const std::filesystem::path& path, const std::string& identity, bool resume)
+    : path_(path) {
+    if (path_.empty()) return;
+    if (resume && std::filesystem::exists(path_)) {
+        read_finished(identity);
+        return;
+    }
+    std::filesystem::remove(path_);
+    append_line(path_, Json{{"format", kFormat}, {"identity", identity}}.dump() + "\n");
+}
+
+void ScoreState::read_finished(const std::string& identity) {
+    const std::string text = read_file(path_);
+    std::size_t begin = 0;
+    bool first = true;
+    for (std::size_t end; (end = text.find('\n', begin)) != std::string::npos; begin = end + 1) {
+        try {
+            const Json line = Json::parse(text.substr(begin, end - begin));
+            if (first && (line.at("format") != kFormat || line.at("identity") != identity))
+                fail_input(
+                    fmt::format("{}: this unfinished run had another model, data or options: repeat them to "
+                                "resume, or leave out --resume to start anew",
+                                path_.string()));
+            if (!first) finished_[line.at("batch").get<int64_t>()] = result_from(line);
+        } catch (const Json::exception&) {
+            fail_input(fmt::format(
+                "{}: found a damaged line, expected a state of an unfinished score run: leave out "
+                "--resume to start anew",
+                path_.string()));
+        }
+        first = false;
+    }
+    if (first) {
+        std::filesystem::remove(path_);
+        append_line(path_, Json{{"format", kFormat}, {"identity", identity}}.dump() + "\n");
+    } else {
+        std::filesystem::resize_file(path_, begin);
+    }
+}
+
+void ScoreState::add(int64_t batch, const SweepResult& result) {
+    if (path_.empty()) return;
+    Json line{{"batch", batch}, {"tokens", result.tokens}, {"base", to_json(result.base)}};
+    line["variants"] = Json::array();
+    for (const SequenceMetrics& variant : result.variants) line["variants"].push_back(to_json(variant));
+    append_line(path_, line.dump() + "\n");
+}
+
+}  // namespace minipuzzle::importance

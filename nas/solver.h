@@ -1,0 +1,39 @@
+// The exact search: every student of a Space is looked at, so nothing is left to prove but the tables.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "nas/space.h"
+
+namespace minipuzzle::nas {
+
+struct Student {
+    Point point;
+    int64_t total = 0, params = 0;  // bytes; parameters
+    double value = 0;               // predicted
+};
+
+struct Solution {
+    int64_t students = 0;  // of the space
+    // The students within the limits to which nothing of the space can be added (no next layer of any type,
+    // no next wider width), best predicted first; equal predictions in order of total, then of Point.
+    std::vector<Student> maximal;
+    // The best predicted within the limits. Not among `maximal` only where dropping a layer is predicted to
+    // help.
+    std::optional<Student> optimum;
+    // The Pareto set of (total, value) over the whole space, ascending total: the optimum of every byte
+    // budget.
+    std::vector<Student> frontier;
+    // The least total and the least parameters of any student, whatever the limits.
+    int64_t smallest_total = 0, smallest_params = 0;
+};
+
+Solution solve(const Space& space, const Limits& limits);
+
+// Best predicted first: the one order of students.
+bool better(const Student& a, const Student& b);
+// Whether the student is on the frontier (or equals a point of it in total and value).
+bool on_frontier(const Solution& solution, const Student& student);
+
+}  // namespace minipuzzle::nas

@@ -1,0 +1,94 @@
+// The space of students: "keep k of each type by score, one FFN width". Every student is three counts and a
+// width; what it weighs and what it is predicted to lose are sums of table entries.
+#pragma once
+
+#include <array>
+#include <optional>
+#include <vector>
+
+#include "nas/search.h"
+#include "nas/surrogate.h"
+
+namespace minipuzzle::nas {
+
+// Indexes into the arrays below are LayerType's values.
+inline constexpr std::size_t kTypes = 3;
+
+// A student of the space: layers dropped of each type, an index into Space::widths().
+struct Point {
+    std::array<int64_t, kTypes> dropped{};
+    std::size_t width = 0;
+    bool operator==(const Point&) const = default;
+    auto operator<=>(const Point&) const = default;
+};
+
+// One FFN width of the grid, widest first.
+struct WidthChoice {
+    std::optional<int64_t> narrowed;  // null: every FFN as the teacher has it
+    std::optional<double> term;       // of the predictor; null where it is not known
+};
+
+struct Limits {
+    std::optional<int64_t> bytes, params;
+    bool allow(int64_t total, int64_t parameters) const {
+        return (!bytes || total <= *bytes) && (!params || parameters <= *params);
+    }
+};
+
+class Space {
+  public:
+    // Error usage where the bounds of `options` contradict the teacher or the scores.
+    Space(const Architecture& teacher, const Surrogate& surrogate, const SearchOptions& options);
+
+    const std::vector<WidthChoice>& widths() const { return widths_; }
+    // The numbers of dropped layers that are considered, ascending.
+    const std::vector<int64_t>& dropped_choices(LayerType type) const {
+        return axes_[static_cast<std::size_t>(type)].choices;
+    }
+
+    // False: no layer left, or a narrower width without an FFN that has it (the same student again).
+    bool contains(const Point& point) const;
+    Memory memory(const Point& point) const;
+    int64_t params(const Point& point) const;
+    Predicted predicted(const Point& point) const;
+    double value(const Point& point) const;
+    // The student that keeps more: the next larger count of a type, or the next wider width; null where the
+    // space ends.
+    std::optional<Point> with_more(const Point& point, LayerType type) const;
+    std::optional<Point> wider(const Point& point) const;
+
+    std::vector<int64_t> drop(const Point& point) const;
+    StudentPlan plan(const Point& point) const;
+
+    // Calls visit(point) for every student, in a fixed order.
+    template <class Visit>
+    void for_each(Visit visit) const {
+        Point point;
+        for (point.width = 0; point.width < widths_.size(); ++point.width)
+            for (const int64_t m : axes_[0].choices)
+                for (const int64_t a : axes_[1].choices)
+                    for (const int64_t f : axes_[2].choices) {
+                        point.dropped = {m, a, f};
+                        if (contains(point)) visit(point);
+                    }
+    }
+
+  private:
+    // The layers of one type; entry d of a sum speaks of the first d layers of the order.
+    struct Axis {
+        int64_t layers = 0;
+        std::vector<int64_t> order, choices;
+        std::vector<double> cost;
+        std::vector<std::vector<MemoryUnits>> kept_units;  // [width][d], of the layers kept
+        std::vector<std::vector<int64_t>> kept_params;     // [width][d]
+    };
+    void tabulate(const Architecture& sized, const Workload& workload);
+
+    const Surrogate& surrogate_;
+    std::array<Axis, kTypes> axes_;
+    std::vector<WidthChoice> widths_;
+    MemoryUnits outer_units_;
+    int64_t outer_params_ = 0, buffers_ = 0;
+};
+
+}  // namespace minipuzzle::nas

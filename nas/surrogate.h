@@ -1,0 +1,33 @@
+// The additive predictor: base + the scores of the dropped layers + the width term.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <vector>
+
+#include "nas/search.h"
+
+namespace minipuzzle::nas {
+
+struct Surrogate {
+    Objective objective = Objective::loss_delta;
+    std::optional<double> base;               // the base loss; null for objectives that start at 0
+    std::vector<std::optional<double>> cost;  // per teacher layer; null: never dropped
+    std::map<int64_t, double> width_terms;    // ffn width -> cost, from ffn_width_curve
+};
+Surrogate make_surrogate(const ScoreTable& scores, Objective objective);
+
+// The layers of one type in the order in which they are dropped: cheapest first, the higher index first
+// among equals, null scores left out.
+std::vector<int64_t> drop_order(const Surrogate& surrogate, const Architecture& teacher, LayerType type);
+
+// The width term of one FFN width below the teacher's; null where the curve does not have it.
+std::optional<double> width_term(const Surrogate& surrogate, const Architecture& teacher, int64_t ffn_width);
+
+// Puts the terms together: the one place that adds them.
+Predicted combine(const Surrogate& surrogate, double layers, std::optional<double> width);
+
+// The prediction for any plan. Error bad_input where it drops a layer without a score.
+Predicted predict(const Surrogate& surrogate, const Architecture& teacher, const StudentPlan& plan);
+
+}  // namespace minipuzzle::nas

@@ -1,0 +1,17 @@
+// A narrower FFN: some of a layer's neurons.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "runtime/arena.h"
+#include "runtime/weights.h"
+
+namespace minipuzzle {
+
+// The FFN of `neurons` (indices into F, in the order they shall have): those rows of up_proj [F, D] and
+// columns of down_proj [D, F], copied into the arena; the norm is shared.
+FfnWeights slice_ffn(Backend& backend, DeviceArena& arena, const FfnWeights& weights,
+                     const std::vector<int32_t>& neurons);
+
+}  // namespace minipuzzle

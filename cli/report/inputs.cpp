@@ -150,7 +150,10 @@ ReportInputs read_report_inputs(const fs::path& folder) {
     std::vector<EvaluationFile> summary;
     for (const Found& file : find_artefacts(folder)) {
         if (stage(file.format) == std::ssize(kStages)) continue;
-        SourceFile source{file.relative, file.format, {}, file.version};
+        SourceFile source;
+        source.path = file.relative;
+        source.format = file.format;
+        source.version = file.version;
         if (take(file, source, inputs, summary))
             inputs.sources.push_back(source);
         else

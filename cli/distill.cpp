@@ -17,8 +17,6 @@ namespace fs = std::filesystem;
 
 // A student cut for this run; beside what train() writes, gone once it has finished.
 constexpr const char* kCutStudent = ".student";
-// The plan that prune leaves in a student's folder: its kept layers pair the features.
-constexpr const char* kPlanFile = "plan.yaml";
 
 distill::TrainOptions train_options(const DistillCommand& command, const Context& context) {
     distill::TrainOptions options{.tokens = command.tokens,
@@ -54,7 +52,7 @@ struct StudentHome {
     Json config;
 };
 
-StudentHome from_folder(Backend& backend, const fs::path& folder, const std::optional<Checkpoint>& teacher) {
+StudentHome from_folder(Backend& backend, const fs::path& folder, const Checkpoint* teacher) {
     StudentHome home;
     home.checkpoint.emplace(folder);
     home.memory.emplace(load_weights(backend, *home.checkpoint));
@@ -154,13 +152,16 @@ CommandResult DistillCommand::run(const Context& context) {
     const auto backend = open_backend(context);
     std::optional<LoadedModel> teacher_model;
     if (!teacher.empty()) teacher_model.emplace(*backend, teacher);
-    std::optional<Checkpoint> teacher_checkpoint;
-    if (teacher_model) teacher_checkpoint = teacher_model->checkpoint;
+    const Checkpoint* teacher_checkpoint = teacher_model ? &teacher_model->checkpoint : nullptr;
 
     const fs::path cut = fs::path(out) / kCutStudent;
-    if (!plan.empty()) {
-        ChosenPlan chosen = choose_plan(plan, "", "");
+    std::optional<Corpus> corpus;
+    if (!plan.empty()) {  // everything that may be wrong with the input is looked at before the folder is
+                          // made
+        const ChosenPlan chosen = choose_plan(plan, "", "");
         check_plan(chosen.plan, teacher_model->architecture(), plan);
+        corpus.emplace(DataReader(teacher, teacher_model->architecture(), teacher_checkpoint->config())
+                           .for_training(data));
         claim_folder(out);
         write_student(teacher_model->checkpoint, chosen, context.command_line, cut);
     }
@@ -169,9 +170,10 @@ CommandResult DistillCommand::run(const Context& context) {
                       : from_folder(*backend, plan.empty() ? fs::path(student) : cut, teacher_checkpoint);
     home.student.weights = &*home.memory;
     if (home.checkpoint) home.student.layout = &*home.checkpoint;
+    if (!corpus)
+        corpus.emplace(
+            DataReader(home.data_folder, home.student.architecture, home.config).for_training(data));
 
-    const DataReader reader(home.data_folder, home.student.architecture, home.config);
-    const Corpus corpus = reader.for_training(data);
     distill::Teacher teacher_view;
     if (teacher_model)
         teacher_view = {.architecture = &teacher_model->architecture(),
@@ -180,7 +182,7 @@ CommandResult DistillCommand::run(const Context& context) {
     const distill::TrainOutcome outcome = distill::train(*backend,
                                                          {.student = home.student,
                                                           .teacher = teacher_view,
-                                                          .corpus = corpus,
+                                                          .corpus = *corpus,
                                                           .out = out,
                                                           .provenance = context.provenance()},
                                                          train_options(*this, context));

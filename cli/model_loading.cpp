@@ -10,6 +10,9 @@ namespace minipuzzle::cli {
 namespace fs = std::filesystem;
 
 std::unique_ptr<Backend> open_backend(const Context& context) {
+    constexpr int64_t kMostThreads = 1024;
+    if (context.globals.threads > kMostThreads)
+        fail_usage(fmt::format("--threads: at most {}", kMostThreads));
     auto backend = make_backend(context.globals.device, narrow<int>(context.globals.threads));
     context.console.detail("device " + backend->name());
     return backend;

@@ -142,6 +142,7 @@ int run_program(int argc, char** argv) {
     for (auto& command : all_commands()) {
         CLI::App* sub = app.add_subcommand(command->name(), command->help());
         sub->fallthrough();
+        sub->footer("Also --device, --seed, --threads, --config, --json, -q, -v: see minipuzzle --help");
         auto binding = std::make_unique<Binding>(*sub, command->options());
         commands.push_back({std::move(command), sub, std::move(binding)});
     }

@@ -97,6 +97,10 @@ void write_student(const Checkpoint& teacher, const ChosenPlan& chosen, const st
                                          .candidate = chosen.candidate ? &*chosen.candidate : nullptr,
                                          .command = command});
     nas::prune(teacher, chosen.plan, chosen.widths ? &*chosen.widths : nullptr, card, out);
+    StudentPlan record = chosen.plan;
+    record.width_scores.clear();  // its file lies elsewhere
+    record.notes = "what this folder was cut by, out of " + teacher.folder().string();
+    write_file_atomically(out / kPlanFile, plan_text(record));
 }
 
 OptionTable PruneCommand::options() {

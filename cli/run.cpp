@@ -21,7 +21,6 @@ namespace fs = std::filesystem;
 struct Layout {
     fs::path out;
     std::string recipe() const { return (out / "recipe.yaml").string(); }
-    std::string data() const { return (out / "data").string(); }
     std::string scores() const { return (out / "scores.json").string(); }
     std::string csv() const { return (out / "scores.csv").string(); }
     std::string width() const { return (out / "scores.width.safetensors").string(); }
@@ -162,12 +161,11 @@ std::string summary_text(const Json& summary, const Layout& at) {
 
 // The recipe of `run --model M --data F --mem-budget B --out DIR`: the data split, every choice written down.
 Recipe recipe_of(const RunCommand& command, const DataReader& reader, uint64_t seed) {
-    const Layout layout{command.out};
     Recipe recipe;
     recipe.model = command.model;
     recipe.out = command.out;
     recipe.seed = seed;
-    recipe.data = split_documents(command.data, reader, seed, layout.data());
+    recipe.data = split_documents(command.data, reader, seed, command.out);
     recipe.score = {{"seq-len", 512}, {"samples", 64}};
     recipe.search = {{"mem-budget", command.mem_budget->text()}, {"measure", 32}, {"samples", 64}};
     recipe.distill = {{"tokens", "1M"}, {"seq-len", 512}, {"batch", 8}, {"lr", 5e-4}, {"save-every", 50}};
@@ -208,10 +206,7 @@ CommandResult RunCommand::run(const Context& context) {
     if (!recipe.empty()) plan = read_recipe(recipe);
     const Checkpoint teacher(recipe.empty() ? model : plan.model);
     const DataReader reader(teacher.folder(), teacher.architecture(), teacher.config());
-    if (recipe.empty()) {
-        claim_folder(out);
-        plan = recipe_of(*this, reader, context.seed());
-    }
+    if (recipe.empty()) plan = recipe_of(*this, reader, context.seed());
     check_disjoint(plan.data, reader);
     const Layout layout{plan.out};
     claim_folder(layout.out);

@@ -36,6 +36,19 @@ struct ScoreFiles {
     }
 };
 
+// What `work` returns. Where it fails on its input, the state it began is taken away again; what an
+// interrupted run saved stays.
+template <class Work>
+auto without_leftover(const fs::path& state, Work work) {
+    const bool was_there = fs::exists(state);
+    try {
+        return work();
+    } catch (const Error&) {
+        if (!was_there) fs::remove(state);
+        throw;
+    }
+}
+
 std::string sharing_line(const importance::ScoreOutcome& outcome) {
     return fmt::format("{:.4g} multiply-adds, {:.3f} of the {:.4g} that separate passes take",
                        outcome.multiply_adds, outcome.multiply_adds / outcome.separate_multiply_adds,
@@ -69,16 +82,18 @@ CommandResult ScoreCommand::run(const Context& context) {
     const DataReader reader(model, loaded.architecture(), loaded.checkpoint.config());
     const Corpus corpus = reader.for_measuring(data);
     const ModelIdentity identity = loaded.checkpoint.identity(full_hash);
-    importance::ScoreOutcome outcome =
-        importance::score(*backend, loaded.architecture(), loaded.weights(), identity, corpus,
-                          {.seq_len = windows.seq_len,
-                           .samples = windows.samples,
-                           .seed = context.seed(),
-                           .width = width.has_value(),
-                           .widths = width.value_or(std::vector<int64_t>{}),
-                           .state = files.state,
-                           .resume = resume,
-                           .control = context.control});
+    const importance::ScoreOptions options{.seq_len = windows.seq_len,
+                                           .samples = windows.samples,
+                                           .seed = context.seed(),
+                                           .width = width.has_value(),
+                                           .widths = width.value_or(std::vector<int64_t>{}),
+                                           .state = files.state,
+                                           .resume = resume,
+                                           .control = context.control};
+    importance::ScoreOutcome outcome = without_leftover(files.state, [&] {
+        return importance::score(*backend, loaded.architecture(), loaded.weights(), identity, corpus,
+                                 options);
+    });
 
     ScoreTable& scores = outcome.table;
     scores.provenance = context.provenance();

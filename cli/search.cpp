@@ -155,7 +155,7 @@ CommandResult SearchCommand::run(const Context& context) {
     }
     nas::SearchResult result = nas::search(teacher.architecture, table, options, measurer);
     result.provenance = context.provenance();
-    context.console.note(fmt::format("objective {}", name(result.objective)));
+    context.console.note(fmt::format("objective {}", minipuzzle::name(result.objective)));
     write_search(result, table, *this);
     return {.json = Json::parse(nas::search_json(result)),
             .text = search_summary(result) + fmt::format("wrote {}\n", out)};

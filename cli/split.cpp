@@ -71,7 +71,7 @@ void check_disjoint(const RecipeData& data, const DataReader& reader) {
 }
 
 RecipeData split_documents(const std::vector<std::string>& files, const DataReader& reader, uint64_t seed,
-                           const fs::path& folder) {
+                           const fs::path& out) {
     constexpr std::array<const char*, 4> kParts = {"calib", "select", "test", "train"};
     constexpr int64_t kShare = 10;  // a tenth to each but train
     const std::vector<Row> rows = rows_of(files, reader);
@@ -95,9 +95,10 @@ RecipeData split_documents(const std::vector<std::string>& files, const DataRead
         for (std::size_t row : copies[documents[narrow<std::size_t>(order[narrow<std::size_t>(i)])]])
             content[part] += rows[row].line + "\n";
     }
+    claim_folder(out);
     std::array<std::string, 4> written;
     for (std::size_t part = 0; part < kParts.size(); ++part) {
-        written[part] = (folder / (std::string(kParts[part]) + ".jsonl")).string();
+        written[part] = (out / "data" / (std::string(kParts[part]) + ".jsonl")).string();
         write_file_atomically(written[part], content[part]);
     }
     return {.calib = {written[0]}, .select = {written[1]}, .train = {written[3]}, .test = {written[2]}};

@@ -15,6 +15,10 @@ namespace minipuzzle::cli {
 // Where search keeps the neuron orders that its candidates' widths need, inside its folder.
 inline constexpr const char* kWidthScoresFile = "scores.width.safetensors";
 
+// The plan that a student was cut by, in the student's folder: its kept layers pair the features of
+// distillation.
+inline constexpr const char* kPlanFile = "plan.yaml";
+
 struct ChosenPlan {
     StudentPlan plan;
     std::optional<WidthScores> widths;
@@ -24,7 +28,7 @@ struct ChosenPlan {
 // The plan of --plan FILE, or of candidate --id in --search FOLDER ("" for its best).
 ChosenPlan choose_plan(const std::string& plan, const std::string& search, const std::string& id);
 
-// The student's folder with its model card.
+// The student's folder with its model card and its plan.
 void write_student(const Checkpoint& teacher, const ChosenPlan& chosen, const std::string& command,
                    const std::filesystem::path& out);
 

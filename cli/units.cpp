@@ -2,9 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <iterator>
+#include <limits>
 #include <string_view>
 
 #include "kernels/check.h"
@@ -156,7 +157,8 @@ Amount Amount::parse(const std::string& text, AmountOf unit) {
 int64_t Amount::of(int64_t teacher_total) const {
     if (!percent_mantissa_) return absolute_;
     const __int128 scaled = static_cast<__int128>(*percent_mantissa_) * teacher_total;
-    return static_cast<int64_t>(scaled / (power_of_ten(decimals_) * 100));
+    const __int128 share = scaled / (power_of_ten(decimals_) * 100);
+    return static_cast<int64_t>(std::min<__int128>(share, std::numeric_limits<int64_t>::max()));
 }
 
 std::string format_bytes(int64_t bytes) {

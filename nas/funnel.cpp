@@ -55,13 +55,16 @@ class Funnel {
   public:
     Funnel(const Space& space, const std::vector<Student>& students, const FunnelOptions& options,
            const Measurer& measurer)
-        : space_(space), students_(students), options_(options), measurer_(measurer), results_(students.size()) {
+        : space_(space),
+          students_(students),
+          options_(options),
+          measurer_(measurer),
+          results_(students.size()) {
         for (const Student& student : students) compositions_.push_back(composition_of(space, student.point));
     }
 
     std::vector<std::optional<Measured>> run() {
-        const std::size_t count =
-            std::min(static_cast<std::size_t>(options_.measure), students_.size());
+        const std::size_t count = std::min(static_cast<std::size_t>(options_.measure), students_.size());
         const bool takes_all = count == students_.size();
         const std::size_t first = takes_all ? count : (count + 1) / 2;
         measure(farthest_points(compositions_, rank_weights(students_.size()), first));
@@ -130,7 +133,8 @@ class Funnel {
 std::vector<double> ranks(const std::vector<double>& values) {
     std::vector<std::size_t> order(values.size());
     std::iota(order.begin(), order.end(), std::size_t{0});
-    std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return values[a] < values[b]; });
+    std::sort(order.begin(), order.end(),
+              [&](std::size_t a, std::size_t b) { return values[a] < values[b]; });
     std::vector<double> rank(values.size());
     for (std::size_t begin = 0, end = 0; begin < order.size(); begin = end) {
         while (end < order.size() && values[order[end]] == values[order[begin]]) ++end;

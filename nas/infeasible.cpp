@@ -85,7 +85,8 @@ std::string advice(const SearchProblem& problem, int64_t smallest) {
     for (const Hint& hint : all) {
         if (hint.total <= problem.options.mem_budget)
             fitting += fmt::format("{}{}", fitting.empty() ? "" : " or ", hint.text);
-        reached += fmt::format("{}{} reaches {}", reached.empty() ? "" : ", ", hint.text, readable(hint.total));
+        reached +=
+            fmt::format("{}{} reaches {}", reached.empty() ? "" : ", ", hint.text, readable(hint.total));
     }
     if (!fitting.empty()) return fmt::format("a student fits with {}", fitting);
     if (!reached.empty()) return fmt::format("no single change is enough: {}", reached);
@@ -99,8 +100,9 @@ void fail_infeasible(const SearchProblem& problem, const Solution& solution) {
     std::string message = "no student fits:";
     const bool too_many_bytes = options.mem_budget >= 0 && solution.smallest_total > options.mem_budget;
     if (too_many_bytes)
-        message += fmt::format(" the smallest takes {}, the budget is {}; {}", readable(solution.smallest_total),
-                               readable(options.mem_budget), advice(problem, solution.smallest_total));
+        message +=
+            fmt::format(" the smallest takes {}, the budget is {}; {}", readable(solution.smallest_total),
+                        readable(options.mem_budget), advice(problem, solution.smallest_total));
     if (options.max_params && solution.smallest_params > *options.max_params)
         message += fmt::format("{} the smallest has {} parameters, at most {} were asked for",
                                too_many_bytes ? ";" : "", solution.smallest_params, *options.max_params);

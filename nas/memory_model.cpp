@@ -99,9 +99,8 @@ Json to_json(const Workload& workload) {
         const std::optional<ElementType> common = common_type(workload.weight_dtypes);
         weights = common ? name(*common) : "file";
     }
-    return {{"context", workload.context}, {"batch", workload.batch},
-            {"weights", weights},          {"kv", name(workload.kv)},
-            {"ssm", name(workload.ssm)},   {"conv", name(workload.conv)},
+    return {{"context", workload.context}, {"batch", workload.batch},   {"weights", weights},
+            {"kv", name(workload.kv)},     {"ssm", name(workload.ssm)}, {"conv", name(workload.conv)},
             {"buffers", workload.buffers}};
 }
 

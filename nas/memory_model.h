@@ -35,7 +35,7 @@ struct Workload {
     // True: `weights` is not used, every tensor has its dtype in `weight_dtypes`, by the names of the
     // architecture that memory_of is given (the teacher's, when it is given a plan).
     bool weights_as_in_file = false;
-    WeightDtypes weight_dtypes;
+    WeightDtypes weight_dtypes = {};
 };
 // `weights` reads "file" only where the file mixes dtypes; A_log and D, float32 in most bf16 files, do not
 // count as a mix (their bytes do count).

@@ -12,7 +12,9 @@ namespace {
 constexpr const char* kUpProj = "mixer.up_proj.weight";
 constexpr const char* kDownProj = "mixer.down_proj.weight";
 
-std::vector<std::byte> copy_of(const StoredTensor& tensor) { return {tensor.bytes.begin(), tensor.bytes.end()}; }
+std::vector<std::byte> copy_of(const StoredTensor& tensor) {
+    return {tensor.bytes.begin(), tensor.bytes.end()};
+}
 
 // The rows `kept` of a [rows, columns] tensor, in their order.
 std::vector<std::byte> select_rows(const StoredTensor& tensor, const std::vector<int32_t>& kept) {
@@ -32,7 +34,8 @@ std::vector<std::byte> select_columns(const StoredTensor& tensor, const std::vec
     std::byte* to = out.data();
     for (std::size_t r = 0; r < rows; ++r)
         for (const int32_t column : kept) {
-            std::memcpy(to, tensor.bytes.data() + r * row + static_cast<std::size_t>(column) * element, element);
+            std::memcpy(to, tensor.bytes.data() + r * row + static_cast<std::size_t>(column) * element,
+                        element);
             to += element;
         }
     return out;
@@ -101,16 +104,18 @@ void check_orders(const Cut& cut) {
         if (ffn == nullptr || cut.plan.width_of(teacher, layer) == ffn->width) continue;
         const int64_t wanted = cut.plan.width_of(teacher, layer);
         if (cut.width == nullptr)
-            fail_input(fmt::format("plan: layer {} is narrowed to {} but no width_scores are given; name the "
-                                   "file that `score --width` wrote",
-                                   layer, wanted));
+            fail_input(
+                fmt::format("plan: layer {} is narrowed to {} but no width_scores are given; name the "
+                            "file that `score --width` wrote",
+                            layer, wanted));
         const auto order = cut.width->ffn_order.find(layer);
         const int64_t known =
             order == cut.width->ffn_order.end() ? 0 : static_cast<int64_t>(order->second.size());
         if (known != ffn->width)
-            fail_input(fmt::format("width scores: found the order of {} neurons for layer {}, expected the "
-                                   "teacher's {}; score this model with --width",
-                                   known, layer, ffn->width));
+            fail_input(
+                fmt::format("width scores: found the order of {} neurons for layer {}, expected the "
+                            "teacher's {}; score this model with --width",
+                            known, layer, ffn->width));
     }
 }
 
@@ -131,8 +136,7 @@ void prune(const Checkpoint& teacher, const StudentPlan& plan, const WidthScores
     update_config(outgoing.config, student);
     for (const TensorSlot& slot : tensor_slots(student)) outgoing.tensors.push_back(cut_tensor(cut, slot));
     for (const StoredTensor& tensor : teacher.unknown()) outgoing.tensors.push_back(carried(tensor));
-    for (const std::filesystem::path& file : teacher.other_files())
-        if (file.filename() != "README.md" || model_card.empty()) outgoing.copies.push_back(file);
+    outgoing.copies = teacher.other_files();
     if (!model_card.empty()) outgoing.texts["README.md"] = model_card;
     write_checkpoint(out, outgoing);
 }

@@ -39,8 +39,7 @@ Json candidate_json(const Candidate& candidate) {
                  {"pattern", candidate.pattern},
                  {"drop", candidate.plan.drop},
                  {"ffn_width", width_json(candidate.ffn_width)}};
-    json["counts"] = {
-        {"mamba", candidate.mamba}, {"ffn", candidate.ffn}, {"attention", candidate.attention}};
+    json["counts"] = {{"mamba", candidate.mamba}, {"ffn", candidate.ffn}, {"attention", candidate.attention}};
     json["params"] = candidate.params;
     json["memory"] = to_json(candidate.memory);
     json["predicted"] = predicted_json(candidate.predicted);
@@ -163,18 +162,19 @@ SearchResult read_search(const std::filesystem::path& path) {
     reader.each("candidates",
                 [&](ObjectReader candidate) { result.candidates.push_back(read_candidate(candidate)); });
     result.best = reader.text("best");
-    reader.each("frontier", [&](ObjectReader point) { result.frontier.push_back(read_frontier_point(point)); });
+    reader.each("frontier",
+                [&](ObjectReader point) { result.frontier.push_back(read_frontier_point(point)); });
     ObjectReader proof = reader.object("proof");
-    if (proof.text("status") != "optimal_for_predictor")
-        proof.fail("status: expected optimal_for_predictor");
+    if (proof.text("status") != "optimal_for_predictor") proof.fail("status: expected optimal_for_predictor");
     result.bound = proof.number("bound");
     result.gap = proof.number("gap");
     proof.finish();
     result.compositions = reader.integer("compositions", 0);
     result.rank_correlation = reader.optional_number("rank_correlation");
     reader.finish();
-    const bool has_best = std::any_of(result.candidates.begin(), result.candidates.end(),
-                                      [&](const Candidate& candidate) { return candidate.id == result.best; });
+    const bool has_best =
+        std::any_of(result.candidates.begin(), result.candidates.end(),
+                    [&](const Candidate& candidate) { return candidate.id == result.best; });
     if (!has_best) reader.fail(fmt::format("best: found \"{}\", expected a candidate's id", result.best));
     return result;
 }

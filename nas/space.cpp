@@ -24,9 +24,10 @@ std::vector<int64_t> dropped_choices(const Choices& kept, LayerType type, int64_
             fail_usage(fmt::format("--{}-layers {}: the teacher has {}, expected 0..{}", name(type), count,
                                    layers, layers));
         if (layers - count > droppable)
-            fail_usage(fmt::format("--{}-layers {}: {} of the teacher's {} have no score and are never "
-                                   "dropped, expected at least {}",
-                                   name(type), count, layers - droppable, layers, layers - droppable));
+            fail_usage(
+                fmt::format("--{}-layers {}: {} of the teacher's {} have no score and are never "
+                            "dropped, expected at least {}",
+                            name(type), count, layers - droppable, layers, layers - droppable));
         dropped.push_back(layers - count);
     }
     std::sort(dropped.begin(), dropped.end());
@@ -62,9 +63,10 @@ std::vector<WidthChoice> asked_widths(const Surrogate& surrogate, const Architec
                                    narrowest_ffn(teacher)));
         choices.push_back(width_choice(surrogate, teacher, width));
         if (asked.size() > 1 && !choices.back().term)
-            fail_usage(fmt::format("--ffn-width {}: the scores have no {} for this width (ffn_width_curve), so "
-                                   "widths cannot be compared; fix one width, or score with --width {}",
-                                   width, name(surrogate.objective), width));
+            fail_usage(
+                fmt::format("--ffn-width {}: the scores have no {} for this width (ffn_width_curve), so "
+                            "widths cannot be compared; fix one width, or score with --width {}",
+                            width, name(surrogate.objective), width));
     }
     return choices;
 }
@@ -77,8 +79,9 @@ std::vector<WidthChoice> width_grid(const Surrogate& surrogate, const Architectu
     for (auto point = surrogate.width_terms.rbegin(); point != surrogate.width_terms.rend(); ++point) {
         const int64_t width = point->first;
         if (width > narrowest_ffn(teacher))
-            fail_input(fmt::format("the scores' ffn_width_curve has width {}, expected at most the teacher's {}",
-                                   width, narrowest_ffn(teacher)));
+            fail_input(
+                fmt::format("the scores' ffn_width_curve has width {}, expected at most the teacher's {}",
+                            width, narrowest_ffn(teacher)));
         if (width != teacher.ffn_width()) choices.push_back(width_choice(surrogate, teacher, width));
     }
     return choices;
@@ -161,7 +164,8 @@ int64_t Space::params(const Point& point) const {
 
 Predicted Space::predicted(const Point& point) const {
     double layers = 0;
-    for (std::size_t t = 0; t < kTypes; ++t) layers += axes_[t].cost[static_cast<std::size_t>(point.dropped[t])];
+    for (std::size_t t = 0; t < kTypes; ++t)
+        layers += axes_[t].cost[static_cast<std::size_t>(point.dropped[t])];
     const std::size_t ffn = static_cast<std::size_t>(LayerType::ffn);
     const bool has_ffn = axes_[ffn].layers > point.dropped[ffn];
     return combine(surrogate_, layers, has_ffn ? widths_[point.width].term : std::optional(0.0));

@@ -59,9 +59,10 @@ Predicted predict(const Surrogate& surrogate, const Architecture& teacher, const
     }
     for (const int64_t layer : plan.drop)
         if (!surrogate.cost[static_cast<std::size_t>(layer)])
-            fail_input(fmt::format("layer {} is dropped but its {} is null in the scores: nothing can be "
-                                   "predicted; keep it or score it",
-                                   layer, name(surrogate.objective)));
+            fail_input(
+                fmt::format("layer {} is dropped but its {} is null in the scores: nothing can be "
+                            "predicted; keep it or score it",
+                            layer, name(surrogate.objective)));
     if (!plan.ffn_widths.empty()) return combine(surrogate, layers, std::nullopt);
     const bool has_ffn = student_architecture(teacher, plan).count(LayerType::ffn) > 0;
     if (!plan.ffn_width || !has_ffn) return combine(surrogate, layers, 0.0);

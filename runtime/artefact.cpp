@@ -101,11 +101,16 @@ Json read_json(const std::filesystem::path& path) { return parse_json(read_file(
 ObjectReader::ObjectReader(const Json& object, std::string where)
     : object_(object), where_(as_prefix(where)) {
     if (object.is_object()) return;
-    while (where_.ends_with(": ") || where_.ends_with('.')) where_.erase(where_.find_last_not_of(' '));
-    fail_input(fmt::format("{}: found {}, expected an object", where_, kind_of(object)));
+    fail_here(fmt::format("found {}, expected an object", kind_of(object)));
 }
 
 void ObjectReader::fail(const std::string& what) const { fail_input(where_ + what); }
+
+void ObjectReader::fail_here(const std::string& what) const {
+    std::string here = where_;
+    while (here.ends_with(' ') || here.ends_with(':') || here.ends_with('.')) here.pop_back();
+    fail_input(here + ": " + what);
+}
 
 void ObjectReader::expect(bool ok, const std::string& key, const char* expected) const {
     if (!ok) fail(fmt::format("{}: found {}, expected {}", key, kind_of(object_.at(key)), expected));
@@ -119,7 +124,7 @@ bool ObjectReader::has(const std::string& key) const {
 const Json& ObjectReader::required(const std::string& key) {
     asked_.push_back(key);
     const auto found = object_.find(key);
-    if (found == object_.end()) fail(fmt::format("the key \"{}\" is missing", key));
+    if (found == object_.end()) fail_here(fmt::format("the key \"{}\" is missing", key));
     return *found;
 }
 
@@ -211,7 +216,7 @@ void ObjectReader::ignore(const std::string& key) { asked_.push_back(key); }
 void ObjectReader::finish() const {
     for (const auto& [key, value] : object_.items())
         if (key != "notes" && std::find(asked_.begin(), asked_.end(), key) == asked_.end())
-            fail(fmt::format("the key \"{}\" is unknown; free text goes under \"notes\"", key));
+            fail_here(fmt::format("the key \"{}\" is unknown; free text goes under \"notes\"", key));
 }
 
 }  // namespace minipuzzle

@@ -64,10 +64,12 @@ class ObjectReader {
     // Error on any key nobody asked for; call it last.
     void finish() const;
     const std::string& where() const { return where_; }
+    // Error bad_input about a key ("KEY: found ..."), which `what` opens with.
     [[noreturn]] void fail(const std::string& what) const;
 
   private:
     void expect(bool ok, const std::string& key, const char* expected) const;
+    [[noreturn]] void fail_here(const std::string& what) const;  // about the object itself
     const Json& object_;
     std::string where_;  // "FILE: " or "FILE: path."
     std::vector<std::string> asked_;

@@ -14,7 +14,7 @@
 namespace minipuzzle {
 
 // Ids at or above this are refused: tables are indexed by id.
-inline constexpr int64_t kMaxTokenIds = int64_t{1} << 24;
+inline constexpr int64_t kMaxTokenIds = int64_t{1} << 22;
 
 // The bytes that a text in GPT-2's printable alphabet stands for ("Ġthe" is " the"); empty where a character
 // is not of the alphabet.

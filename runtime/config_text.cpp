@@ -23,13 +23,19 @@ const std::string kStandIn = "\xee\x80\x80";
 
 bool continues_word(char c) { return std::isalnum(static_cast<unsigned char>(c)) || c == '_'; }
 
+// A name before a colon is a key, which no bare token may be.
+bool is_key(const std::string& text, std::size_t end) {
+    const std::size_t next = text.find_first_not_of(" \t\r\n", end);
+    return next != std::string::npos && text[next] == ':';
+}
+
 // The bare token that starts at `at`, or null.
 const BareToken* token_at(const std::string& text, std::size_t at) {
     if (at > 0 && (continues_word(text[at - 1]) || text[at - 1] == '-')) return nullptr;
     for (const BareToken& token : kBareTokens) {
         const std::size_t end = at + std::string_view(token.text).size();
-        if (text.compare(at, end - at, token.text) == 0 && (end >= text.size() || !continues_word(text[end])))
-            return &token;
+        const bool whole = end >= text.size() || !continues_word(text[end]);
+        if (text.compare(at, end - at, token.text) == 0 && whole && !is_key(text, end)) return &token;
     }
     return nullptr;
 }

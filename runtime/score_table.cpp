@@ -26,12 +26,10 @@ struct Metric {
     const char* key;
     std::optional<double> LayerScore::*member;
 };
-constexpr Metric kMetrics[] = {{"loss_delta", &LayerScore::loss_delta},
-                               {"kl", &LayerScore::kl},
-                               {"hidden_mse", &LayerScore::hidden_mse},
-                               {"logit_nmse", &LayerScore::logit_nmse},
-                               {"cosine", &LayerScore::cosine},
-                               {"top1_agreement", &LayerScore::top1_agreement}};
+constexpr Metric kMetrics[] = {
+    {"loss_delta", &LayerScore::loss_delta}, {"kl", &LayerScore::kl},
+    {"hidden_mse", &LayerScore::hidden_mse}, {"logit_nmse", &LayerScore::logit_nmse},
+    {"cosine", &LayerScore::cosine},         {"top1_agreement", &LayerScore::top1_agreement}};
 constexpr Metric kPreNorm = {"hidden_mse_pre_norm", &LayerScore::hidden_mse_pre_norm};
 
 Json number_or_null(const std::optional<double>& value) { return value ? Json(*value) : Json(nullptr); }
@@ -50,8 +48,8 @@ LayerType parse_letter(const std::string& text, const ObjectReader& reader) {
 }
 
 std::vector<double> read_numbers(const Json& array, const std::string& key, const ObjectReader& reader) {
-    const bool numbers = array.is_array() && std::all_of(array.begin(), array.end(),
-                                                         [](const Json& x) { return x.is_number(); });
+    const bool numbers = array.is_array() &&
+                         std::all_of(array.begin(), array.end(), [](const Json& x) { return x.is_number(); });
     if (!numbers) reader.fail(key + ": expected an array of numbers");
     return array.get<std::vector<double>>();
 }
@@ -272,11 +270,12 @@ std::string scores_csv(const ScoreTable& table) {
 
 void check_scores(const ScoreTable& table, const Architecture& architecture, const std::string& where) {
     if (table.model.pattern != architecture.pattern())
-        fail_input(fmt::format("{}: the scores are of the pattern {}, the model's is {}; score this model", where,
-                               table.model.pattern, architecture.pattern()));
+        fail_input(fmt::format("{}: the scores are of the pattern {}, the model's is {}; score this model",
+                               where, table.model.pattern, architecture.pattern()));
     if (!table.model.arch_hash.empty() && table.model.arch_hash != arch_hash(architecture))
-        fail_input(fmt::format("{}: the scores are of the architecture {}, the model's is {}; score this model",
-                               where, table.model.arch_hash, arch_hash(architecture)));
+        fail_input(
+            fmt::format("{}: the scores are of the architecture {}, the model's is {}; score this model",
+                        where, table.model.arch_hash, arch_hash(architecture)));
 }
 
 }  // namespace minipuzzle

@@ -107,6 +107,8 @@ std::vector<SafetensorsFile> open_shards(const fs::path& folder) {
             fail_input(fmt::format("{}: no such file, but {} names this shard", (folder / shard).string(),
                                    kShardIndex));
         expect_inside(folder, folder / shard);
+    }
+    for (const auto& [shard, tensors] : shards) {
         files.emplace_back(folder / shard);
         expect_tensors(files.back(), tensors);
     }

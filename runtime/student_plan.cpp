@@ -65,8 +65,8 @@ StudentPlan read_fields(ObjectReader& reader) {
 void check_width(int64_t width, int64_t layer, const Architecture& teacher, const std::string& where) {
     const int64_t own = std::get<Ffn>(teacher.layers[static_cast<std::size_t>(layer)]).width;
     if (width < 1 || width > own)
-        fail_input(fmt::format("{}: ffn_width {} for layer {}, expected 1..{}, the teacher's own width", where,
-                               width, layer, own));
+        fail_input(fmt::format("{}: ffn_width {} for layer {}, expected 1..{}, the teacher's own width",
+                               where, width, layer, own));
 }
 
 void check_widths(const StudentPlan& plan, const Architecture& teacher, const std::string& where) {

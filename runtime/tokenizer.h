@@ -15,7 +15,7 @@ namespace minipuzzle {
 // White_Space (U+180E is not), (3) bytes to GPT-2's printable alphabet, (4) per piece ignore_merges, else
 // lowest-rank merges, leftmost first, (5) TemplateProcessing. Merges as "a b" strings or ["a", "b"] pairs.
 // Anything else in the file (another model type, a normalizer, another pre-tokenizer) is Error bad_input that
-// names it.
+// names it; "truncation" and "padding", which are about batches, are ignored. Safe to use from many threads.
 class Tokenizer {
   public:
     explicit Tokenizer(const std::filesystem::path& tokenizer_json);
@@ -27,7 +27,7 @@ class Tokenizer {
     // Error.
     std::vector<int32_t> encode(std::string_view text, bool special = true) const;
     // Bytes of the ids; special added tokens are kept as their text unless `skip_special`. Result may be cut
-    // UTF-8.
+    // UTF-8. Error where an id is not in [0, size()).
     std::string decode(const std::vector<int32_t>& ids, bool skip_special = false) const;
     // 1 + the highest id.
     int64_t size() const;

@@ -43,8 +43,8 @@ void check_permutation(const std::vector<int32_t>& order, const std::string& whe
     for (const int32_t neuron : order) {
         const bool in_range = neuron >= 0 && static_cast<std::size_t>(neuron) < order.size();
         if (!in_range || seen[static_cast<std::size_t>(neuron)])
-            fail_input(fmt::format("{}: {}: neuron {} is {}, expected each of 0..{} once", where, name, neuron,
-                                   in_range ? "listed twice" : "out of range", order.size() - 1));
+            fail_input(fmt::format("{}: {}: neuron {} is {}, expected each of 0..{} once", where, name,
+                                   neuron, in_range ? "listed twice" : "out of range", order.size() - 1));
         seen[static_cast<std::size_t>(neuron)] = true;
     }
 }
@@ -77,8 +77,8 @@ WidthScores read_width_scores(const std::filesystem::path& path) {
     }
     for (const auto& [layer, score] : scores.ffn_score)
         if (!scores.ffn_order.count(layer) || scores.ffn_order.at(layer).size() != score.size())
-            fail_input(fmt::format("{}: layer {} has {} scores but {} neurons in its order", path.string(), layer,
-                                   score.size(),
+            fail_input(fmt::format("{}: layer {} has {} scores but {} neurons in its order", path.string(),
+                                   layer, score.size(),
                                    scores.ffn_order.count(layer) ? scores.ffn_order.at(layer).size() : 0));
     return scores;
 }
@@ -98,9 +98,10 @@ std::vector<int32_t> kept_neurons(const WidthScores& scores, int64_t layer, int6
     const auto found = scores.ffn_order.find(layer);
     const int64_t known = found == scores.ffn_order.end() ? 0 : static_cast<int64_t>(found->second.size());
     if (width < 0 || width > known)
-        fail_input(fmt::format("width scores: ffn width {} for layer {}, found the order of {} neurons; score "
-                               "this model with --width",
-                               width, layer, known));
+        fail_input(
+            fmt::format("width scores: ffn width {} for layer {}, found the order of {} neurons; score "
+                        "this model with --width",
+                        width, layer, known));
     std::vector<int32_t> kept(found->second.begin(), found->second.begin() + width);
     std::sort(kept.begin(), kept.end());
     return kept;

@@ -15,14 +15,14 @@ void claims_of_scores(const ScoreTable& table, std::vector<std::string>& out) {
     if (table.calibration)
         out.push_back(fmt::format(
             "Every layer was switched off in turn on {} sequences ({} tokens) of calibration text. "
-            "A score says what the loss of that one layer costs while all others stay; what two "
+            "A score says what one layer is worth while all others stay; what two "
             "layers cost together it does not say.",
             grouped(table.calibration->sequences), grouped(table.calibration->tokens)));
     else
         out.push_back(
-            "The scores come without calibration data: they were taken over from a publication or another "
-            "tool, "
-            "not measured by this program.");
+            "The scores file names no calibration data: its scores are published figures or another "
+            "tool\u2019s, not "
+            "measurements of this program.");
     const auto unknown = std::count_if(table.layers.begin(), table.layers.end(), [](const LayerScore& layer) {
         return !layer.loss_delta && !layer.kl && !layer.hidden_mse && !layer.logit_nmse && !layer.cosine;
     });
@@ -56,20 +56,23 @@ void claims_of_search(const nas::SearchResult& search, std::vector<std::string>&
         search.objective == Objective::loss_delta
             ? " and what narrower FFNs cost, on top of the teacher\u2019s loss"
             : " and what narrower FFNs cost where that is known"));
+    const std::string considered =
+        search.compositions > 0 ? fmt::format("of {} compositions ", grouped(search.compositions)) : "";
     if (search.gap == 0)
-        out.push_back(fmt::format(
-            "The search is exact: of {} compositions no student within the budget has a lower predicted "
-            "value than {}. That holds for the predictor, not for the students themselves.",
-            grouped(search.compositions), value_text(search.bound)));
+        out.push_back(
+            fmt::format("The search is exact: {}no student within the limits asked for has a lower predicted "
+                        "value than {}. "
+                        "That holds for the predictor, not for the students themselves.",
+                        considered, value_text(search.bound)));
     else
         out.push_back(fmt::format("The search proved a bound of {} and stands {} above it.",
                                   value_text(search.bound), value_text(search.gap)));
     if (search.rank_correlation)
-        out.push_back(fmt::format(
-            "Rank correlation (Spearman) between predicted and measured order: <b>{}</b>. 1 would be the "
-            "same order, 0 no relation; it is taken over the measured candidates alone, which lie close "
-            "together.",
-            value_text(*search.rank_correlation, 3)));
+        out.push_back(
+            fmt::format("Rank correlation (Spearman) between predicted and measured order: <b>{}</b>. 1 "
+                        "would be the same order, 0 no relation; "
+                        "it is taken over the measured candidates alone.",
+                        value_text(*search.rank_correlation, 3)));
     if (search.objective == Objective::hidden_mse || search.objective == Objective::logit_nmse ||
         search.objective == Objective::one_minus_cosine)
         out.push_back(fmt::format(

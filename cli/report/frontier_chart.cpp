@@ -163,7 +163,7 @@ void draw_view(Chart& chart, const View& view, const std::string& y_title) {
         chart.svg.text({box.x - 8, view.plot.y(value) + 4}, marks.label(value), Anchor::end, "tick");
     }
     chart.svg.text({box.x - 62, 14}, view.title, Anchor::start, "strong");
-    chart.svg.text({box.x - 62 + text_width(view.title, 13) + 10, 14}, y_title, Anchor::start, "axis-title");
+    chart.svg.text({box.x - 62 + text_width(view.title, 15) + 8, 14}, y_title, Anchor::start, "axis-title");
     draw_x_axis(chart.svg, view.plot, fmt::format("memory in use ({})", chart.unit.name), 6);
     chart.svg.open_clipped(box);
     if (view.predicted)

@@ -4,7 +4,8 @@
 
 #include <algorithm>
 #include <fstream>
-#include <map>
+#include <iterator>
+#include <tuple>
 
 namespace minipuzzle::report {
 namespace {
@@ -13,22 +14,27 @@ namespace fs = std::filesystem;
 
 struct Found {
     fs::path path;
-    std::string relative, format;
+    std::string relative, format, version;
     int depth = 0;
 };
 
-// The `format` within the first bytes of a file, "" for files that are not ours: a tokenizer.json of many
-// megabytes is never parsed.
-std::string sniff_format(const fs::path& path) {
+// The first string that stands under `key` in the opening bytes of a file, "" where there is none.
+std::string text_in_head(const std::string& head, const std::string& key) {
+    const std::size_t found = head.find("\"" + key + "\"");
+    if (found == head.npos) return "";
+    const std::size_t begin = head.find_first_not_of(" \t\r\n:", found + key.size() + 2);
+    if (begin == head.npos || head[begin] != '"') return "";
+    const std::size_t end = head.find('"', begin + 1);
+    return end == head.npos ? "" : head.substr(begin + 1, end - begin - 1);
+}
+
+// Every artefact opens with its format: a tokenizer.json of many megabytes is never parsed.
+std::string head_of(const fs::path& path) {
     std::ifstream file(path, std::ios::binary);
     std::string head(1024, '\0');
     file.read(head.data(), static_cast<std::streamsize>(head.size()));
     head.resize(static_cast<std::size_t>(file.gcount()));
-    const std::size_t key = head.find("\"format\"");
-    const std::size_t begin = head.find("\"minipuzzle.", key == head.npos ? head.size() : key);
-    if (begin == head.npos || head.find_first_not_of(" \t\r\n:", key + 8) != begin) return "";
-    const std::size_t end = head.find('"', begin + 1);
-    return end == head.npos ? "" : head.substr(begin + 1, end - begin - 1);
+    return head;
 }
 
 std::vector<Found> find_artefacts(const fs::path& folder) {
@@ -40,9 +46,10 @@ std::vector<Found> find_artefacts(const fs::path& folder) {
         if (it->is_directory() && it.depth() >= 2) it.disable_recursion_pending();
         const std::string extension = it->path().extension().string();
         if (!it->is_regular_file() || (extension != ".json" && extension != ".jsonl")) continue;
-        const std::string format = sniff_format(it->path());
-        if (!format.empty())
-            found.push_back({it->path(), fs::relative(it->path(), folder).string(), format, it.depth()});
+        const std::string head = head_of(it->path()), format = text_in_head(head, "format");
+        if (format.rfind("minipuzzle.", 0) == 0)
+            found.push_back({it->path(), fs::relative(it->path(), folder).string(), format,
+                             text_in_head(head, "version"), it.depth()});
     }
     std::sort(found.begin(), found.end(), [](const Found& a, const Found& b) {
         return std::tie(a.depth, a.relative) < std::tie(b.depth, b.relative);
@@ -52,7 +59,7 @@ std::vector<Found> find_artefacts(const fs::path& folder) {
 
 std::optional<EvaluationFile> read_evaluation(const Found& file, SourceFile& source) {
     const Json json = read_json(file.path);
-    ObjectReader reader(json, file.path.string() + ": ");
+    ObjectReader reader(json, file.path.string());
     source.provenance = reader.header("minipuzzle.eval/1");
     if (reader.has("students") || reader.has("tasks")) return std::nullopt;
     EvaluationFile evaluation;
@@ -66,17 +73,41 @@ std::optional<EvaluationFile> read_evaluation(const Found& file, SourceFile& sou
     return evaluation;
 }
 
-std::string version_in(const fs::path& path) {
-    std::ifstream file(path);
-    std::string text(1024, '\0');
-    file.read(text.data(), 1024);
-    const std::size_t key = text.find("\"version\"");
-    const std::size_t begin = key == text.npos ? key : text.find('"', key + 9);
-    return begin == text.npos ? "" : text.substr(begin + 1, text.find('"', begin + 1) - begin - 1);
+// The rows of a summary.json; their losses are those of the evaluations beside it.
+std::vector<EvaluationFile> read_summary(const Found& file, SourceFile& source) {
+    const Json json = read_json(file.path);
+    ObjectReader reader(json, file.path.string());
+    source.provenance = reader.header("minipuzzle.summary/1");
+    std::vector<EvaluationFile> rows;
+    for (const char* name : {"teacher", "pruned", "distilled"}) {
+        if (!reader.has(name)) continue;
+        ObjectReader row = reader.object(name);
+        EvaluationFile evaluation;
+        evaluation.name = name;
+        evaluation.loss = row.number("test_loss");
+        evaluation.params = row.integer("params");
+        evaluation.memory_bytes = row.integer("memory");
+        rows.push_back(evaluation);
+    }
+    return rows;
+}
+
+// An evaluation that the folder holds as a file says more than the summary's row of the same name.
+void add_summary(ReportInputs& inputs, const std::vector<EvaluationFile>& rows) {
+    for (const EvaluationFile& row : rows) {
+        const auto same = std::find_if(inputs.evaluations.begin(), inputs.evaluations.end(),
+                                       [&](const EvaluationFile& other) { return other.name == row.name; });
+        if (same == inputs.evaluations.end()) {
+            inputs.evaluations.push_back(row);
+            continue;
+        }
+        same->params = row.params;
+        same->memory_bytes = row.memory_bytes;
+    }
 }
 
 // Reads one file into its place; false where the page has no place for it.
-bool take(const Found& file, SourceFile& source, ReportInputs& inputs) {
+bool take(const Found& file, SourceFile& source, ReportInputs& inputs, std::vector<EvaluationFile>& summary) {
     if (file.format == "minipuzzle.scores/1" && !inputs.scores) {
         inputs.scores = read_scores(file.path);
         source.provenance = inputs.scores->provenance;
@@ -97,14 +128,18 @@ bool take(const Found& file, SourceFile& source, ReportInputs& inputs) {
             inputs.evaluations.push_back(*evaluation);
             return true;
         }
+    if (file.format == "minipuzzle.summary/1" && summary.empty()) {
+        summary = read_summary(file, source);
+        return true;
+    }
     return false;
 }
 
-int stage(const std::string& format) {
-    constexpr std::string_view kStages[] = {"minipuzzle.scores/", "minipuzzle.search/", "minipuzzle.run/"};
-    int stage = 0;
-    while (stage < 3 && format.rfind(kStages[stage], 0) != 0) ++stage;
-    return stage;
+// Where a format comes in the order of work; the count of stages for those that the page does not show.
+constexpr std::string_view kStages[] = {"minipuzzle.scores/1", "minipuzzle.search/1", "minipuzzle.run/1",
+                                        "minipuzzle.eval/1", "minipuzzle.summary/1"};
+std::ptrdiff_t stage(const std::string& format) {
+    return std::find(std::begin(kStages), std::end(kStages), format) - std::begin(kStages);
 }
 
 }  // namespace
@@ -112,14 +147,19 @@ int stage(const std::string& format) {
 ReportInputs read_report_inputs(const fs::path& folder) {
     ReportInputs inputs;
     inputs.folder = folder.string();
+    std::vector<EvaluationFile> summary;
     for (const Found& file : find_artefacts(folder)) {
-        SourceFile source{
-            .path = file.relative, .format = file.format, .provenance = {}, .version = version_in(file.path)};
-        if (take(file, source, inputs))
+        if (stage(file.format) == std::ssize(kStages)) continue;
+        SourceFile source;
+        source.path = file.relative;
+        source.format = file.format;
+        source.version = file.version;
+        if (take(file, source, inputs, summary))
             inputs.sources.push_back(source);
         else
             inputs.left_aside.push_back(file.relative);
     }
+    add_summary(inputs, summary);
     if (inputs.sources.empty())
         fail_input(
             fmt::format("{}: nothing to report: found no scores.json, search.json, run.jsonl or eval.json "

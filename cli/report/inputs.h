@@ -12,13 +12,15 @@
 
 namespace minipuzzle::report {
 
-// An eval.json of one model (those of many students, eval --plans, have no place on the page).
+// An eval.json of one model (those of many students, eval --plans, have no place on the page), or what
+// summary.json says of it.
 struct EvaluationFile {
     std::string name;  // the file's stem: "teacher", "pruned", "distilled", ...
     ModelIdentity model;
+    std::optional<int64_t> params, memory_bytes;  // from summary.json
     double loss = 0;
     std::optional<double> next_token_accuracy, kl, top1_agreement;
-    int64_t tokens = 0;
+    int64_t tokens = 0;  // 0: unknown
 };
 
 struct NamedRun {
@@ -40,7 +42,7 @@ struct ReportInputs {
     std::optional<nas::SearchResult> search;
     std::vector<NamedRun> runs;
     std::vector<EvaluationFile> evaluations;
-    std::vector<SourceFile> sources;      // in the order score, search, distill, eval
+    std::vector<SourceFile> sources;      // in the order score, search, distill, eval, summary
     std::vector<std::string> left_aside;  // files of a kind of which another one is shown, relative paths
 };
 

@@ -127,8 +127,8 @@ std::vector<double> smoothed(const std::vector<double>& values) {
     const std::size_t count = values.size();
     std::vector<double> result;
     for (std::size_t i = 0; i < count; ++i) {
-        const std::size_t reach = std::min({count / 50, i, count - 1 - i});
-        result.push_back((sums[i + reach + 1] - sums[i - reach]) / static_cast<double>(2 * reach + 1));
+        const std::size_t back = std::min(count / 50, i), ahead = std::min(back, count - 1 - i);
+        result.push_back((sums[i + ahead + 1] - sums[i - back]) / static_cast<double>(ahead + back + 1));
     }
     return result;
 }

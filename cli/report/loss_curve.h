@@ -8,8 +8,8 @@
 
 namespace minipuzzle::report {
 
-// What the bold line shows: the mean over a fiftieth of the run before and after each step, fewer steps near
-// the ends, so that a falling curve is not drawn late.
+// What the bold line shows: the mean over a fiftieth of the run before and after each step, evenly many
+// where the curve begins, so that a steep fall is not drawn late.
 std::vector<double> smoothed(const std::vector<double>& values);
 
 // Error-free for any log that has a step; "" for one without.

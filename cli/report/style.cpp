@@ -84,6 +84,7 @@ td.number code{text-align:left}
 ul.words{margin:6px 0 0;padding-left:20px;max-width:95ch}ul.words li{margin:5px 0}
 footer{color:var(--soft);font-size:13px;margin-top:20px}
 @media(max-width:760px){figure>svg{min-width:760px}figure{overflow-x:auto}}
+@media(max-width:960px){main{padding:20px 12px 40px}section{padding:16px 14px}table{font-size:12px}th,td{padding-right:7px}}
 @media print{section{break-inside:avoid}body{background:#fff}}
 )css";
 

@@ -108,7 +108,7 @@ void score_gradients(const AttentionBackward& args, int64_t sequence, int64_t he
     for (int64_t i = 0; i < part.queries.count; ++i) {
         const int64_t t = part.queries.begin + i;
         const int64_t first = starts.of(t) - part.keys.begin, end = t + 1 - part.keys.begin;
-        const T inner = dot(d_out.row(t), out.row(t), args.head_dim);
+        const T inner = dot_lanes(d_out.row(t), out.row(t), args.head_dim);
         T *p_row = probabilities + i * keys, *d_row = d_scores + i * keys;
         for_lanes<T>(end - first, [&](int64_t j, auto lanes) {
             const Lanes<T> p = (lanes.load(p_row + first + j) * scale - lse[t]).exp();

@@ -183,9 +183,10 @@ class RowComparison {
         const T square = sum_lanes<T>(width, [&](int64_t i, auto lanes) -> Lanes<T> {
             return (lanes.load(h + i) - lanes.load(base + i)).square();
         });
-        const double norms = std::sqrt(static_cast<double>(dot(h, h, width)) * dot(base, base, width));
+        const double norms =
+            std::sqrt(static_cast<double>(dot_lanes(h, h, width)) * dot_lanes(base, base, width));
         set<T>(out.hidden_mse, r, live ? static_cast<double>(square) / width : 0);
-        set<T>(out.cosine, r, live && norms != 0 ? dot(h, base, width) / norms : 0);
+        set<T>(out.cosine, r, live && norms != 0 ? dot_lanes(h, base, width) / norms : 0);
     }
 
     const CompareLogits& args_;

@@ -28,9 +28,10 @@ FeatureTerm mse_term(double difference, double teacher) {
 
 template <class T>
 FeatureTerm row_term(FeatureKind kind, const T* student, const T* teacher, int64_t width) {
-    const double teacher_square = dot(teacher, teacher, width);
+    const double teacher_square = dot_lanes(teacher, teacher, width);
     if (kind == FeatureKind::cosine) {
-        return cosine_term(dot(student, teacher, width), dot(student, student, width), teacher_square);
+        return cosine_term(dot_lanes(student, teacher, width), dot_lanes(student, student, width),
+                           teacher_square);
     }
     const T difference = sum_lanes<T>(width, [&](int64_t i, auto lanes) -> Lanes<T> {
         return (lanes.load(student + i) - lanes.load(teacher + i)).square();

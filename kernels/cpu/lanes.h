@@ -55,7 +55,7 @@ inline T sum_lanes(int64_t n, Value&& value) {
 }
 
 template <class T>
-inline T dot(const T* a, const T* b, int64_t n) {
+inline T dot_lanes(const T* a, const T* b, int64_t n) {
     return sum_lanes<T>(
         n, [&](int64_t i, auto lanes) -> Lanes<T> { return lanes.load(a + i) * lanes.load(b + i); });
 }

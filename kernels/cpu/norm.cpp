@@ -10,7 +10,7 @@ constexpr int64_t kRows = 64;
 
 template <class T>
 T inverse_rms(const T* x, int64_t n, double eps) {
-    const T mean_square = dot(x, x, n) / static_cast<T>(n);
+    const T mean_square = dot_lanes(x, x, n) / static_cast<T>(n);
     return 1 / std::sqrt(mean_square + static_cast<T>(eps));
 }
 

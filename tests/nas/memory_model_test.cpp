@@ -84,8 +84,12 @@ TEST_CASE("element sizes: only the sum is rounded up") {
 
 TEST_CASE("a student's memory is its own architecture's") {
     const Architecture teacher = testing::architecture_of("M-*-M-*", 16);
-    StudentPlan plan{.drop = {0, 3}, .ffn_width = 12, .ffn_widths = {}, .mamba_heads_per_group = {},
-                     .width_scores = "", .notes = ""};
+    StudentPlan plan{.drop = {0, 3},
+                     .ffn_width = 12,
+                     .ffn_widths = {},
+                     .mamba_heads_per_group = {},
+                     .width_scores = "",
+                     .notes = ""};
     const Workload workload{.context = 77, .batch = 2};
     CHECK(memory_of(teacher, plan, workload) == memory_of(student_architecture(teacher, plan), workload));
 }

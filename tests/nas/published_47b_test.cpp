@@ -67,8 +67,9 @@ TEST_CASE("with the counts free, the published student is among the maximal ones
     options.all = true;
     SearchResult result;
     const double seconds = seconds_of([&] { result = search(teacher, scores, options, nullptr); });
-    const auto found = std::find_if(result.candidates.begin(), result.candidates.end(),
-                                    [](const Candidate& student) { return student.plan.drop == kDropped47b; });
+    const auto found =
+        std::find_if(result.candidates.begin(), result.candidates.end(),
+                     [](const Candidate& student) { return student.plan.drop == kDropped47b; });
     REQUIRE(found != result.candidates.end());
     CHECK(found->pattern == kPattern47b);
     for (const Candidate& student : result.candidates) CHECK(student.memory.total() <= options.mem_budget);
@@ -80,10 +81,9 @@ TEST_CASE("without `all` the best hundred are kept, in order of prediction") {
     const SearchResult result =
         search(named_architecture("nemotron-h-56b"), published_scores(), published_options(), nullptr);
     REQUIRE(result.candidates.size() == 100);
-    CHECK(std::is_sorted(result.candidates.begin(), result.candidates.end(),
-                         [](const Candidate& a, const Candidate& b) {
-                             return a.predicted.value < b.predicted.value;
-                         }));
+    CHECK(std::is_sorted(
+        result.candidates.begin(), result.candidates.end(),
+        [](const Candidate& a, const Candidate& b) { return a.predicted.value < b.predicted.value; }));
     CHECK(result.candidates[99].id == "c100");
     for (const LayerScore& layer : published_scores().layers)
         if (!layer.hidden_mse)

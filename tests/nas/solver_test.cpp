@@ -74,7 +74,8 @@ Instance random_instance(uint64_t seed, bool alike) {
         }
     const int64_t total = memory_of(instance.teacher, instance.options.workload).total();
     instance.limits.bytes = total * (30 + random.below(75)) / 100;
-    if (random.chance(3)) instance.limits.params = parameters(instance.teacher) * (50 + random.below(50)) / 100;
+    if (random.chance(3))
+        instance.limits.params = parameters(instance.teacher) * (50 + random.below(50)) / 100;
     return instance;
 }
 
@@ -243,7 +244,8 @@ TEST_CASE("the frontier is every byte budget's optimum") {
 }
 
 TEST_CASE("the Pareto set keeps one of equals and nothing that is beaten") {
-    const std::vector<TradeOff> points = {{5, 1.0}, {3, 2.0}, {3, 2.0}, {4, 2.0}, {3, 3.0}, {9, 0.5}, {9, 1.5}};
+    const std::vector<TradeOff> points = {{5, 1.0}, {3, 2.0}, {3, 2.0}, {4, 2.0},
+                                          {3, 3.0}, {9, 0.5}, {9, 1.5}};
     CHECK(pareto_set(points) == std::vector<std::size_t>{1, 0, 5});
     CHECK(pareto_set({}).empty());
 }

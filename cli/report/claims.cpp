@@ -20,9 +20,9 @@ void claims_of_scores(const ScoreTable& table, std::vector<std::string>& out) {
             grouped(table.calibration->sequences), grouped(table.calibration->tokens)));
     else
         out.push_back(
-            "The scores come without calibration data: they were taken over from a publication or another "
-            "tool, "
-            "not measured by this program.");
+            "The scores file names no calibration data: its scores are published figures or another "
+            "tool\u2019s, not "
+            "measurements of this program.");
     const auto unknown = std::count_if(table.layers.begin(), table.layers.end(), [](const LayerScore& layer) {
         return !layer.loss_delta && !layer.kl && !layer.hidden_mse && !layer.logit_nmse && !layer.cosine;
     });
@@ -68,11 +68,11 @@ void claims_of_search(const nas::SearchResult& search, std::vector<std::string>&
         out.push_back(fmt::format("The search proved a bound of {} and stands {} above it.",
                                   value_text(search.bound), value_text(search.gap)));
     if (search.rank_correlation)
-        out.push_back(fmt::format(
-            "Rank correlation (Spearman) between predicted and measured order: <b>{}</b>. 1 would be the "
-            "same order, 0 no relation; it is taken over the measured candidates alone, which lie close "
-            "together.",
-            value_text(*search.rank_correlation, 3)));
+        out.push_back(
+            fmt::format("Rank correlation (Spearman) between predicted and measured order: <b>{}</b>. 1 "
+                        "would be the same order, 0 no relation; "
+                        "it is taken over the measured candidates alone.",
+                        value_text(*search.rank_correlation, 3)));
     if (search.objective == Objective::hidden_mse || search.objective == Objective::logit_nmse ||
         search.objective == Objective::one_minus_cosine)
         out.push_back(fmt::format(

@@ -24,7 +24,16 @@ constexpr Part kParts[] = {{"weights", "weights", &nas::Memory::weights},
 
 constexpr double kLeft = 118, kBarWidth = 830, kBarHeight = 34, kPitch = 52, kTop = 26;
 
-void draw_bar(Svg& svg, const Scale& scale, const nas::Memory& memory, const std::string& name, double top) {
+// Where a bar's total stands: behind the bar, or behind the budget line where that would run through the
+// words.
+double total_left(double bar_end, double words, double budget_line) {
+    const double left = bar_end + 9;
+    return budget_line > left - 6 && budget_line < left + words + 6 ? budget_line + 8 : left;
+}
+
+// `budget_line` is where the budget stands, negative where it is not drawn.
+void draw_bar(Svg& svg, const Scale& scale, const nas::Memory& memory, const std::string& name, double top,
+              double budget_line) {
     svg.text({kLeft - 12, top + kBarHeight / 2 + 5}, name, Anchor::end, "strong");
     int64_t sum = 0;
     for (const Part& part : kParts) {
@@ -42,8 +51,10 @@ void draw_bar(Svg& svg, const Scale& scale, const nas::Memory& memory, const std
                 break;
             }
     }
-    svg.text({scale(static_cast<double>(sum)) + 9, top + kBarHeight / 2 + 5}, memory_text(sum), Anchor::start,
-             "strong halo");
+    const std::string total = memory_text(sum);
+    svg.text({total_left(scale(static_cast<double>(sum)), text_width(total), budget_line),
+              top + kBarHeight / 2 + 5},
+             total, Anchor::start, "strong halo");
 }
 
 std::string change_text(int64_t before, int64_t after) {
@@ -89,13 +100,14 @@ std::string memory_chart(const nas::SearchResult& search) {
     if (best) label += fmt::format(", student {} {}", best->id, memory_text(best->memory.total()));
     Svg svg(1080, height, label);
     const auto budget = static_cast<double>(search.budget_bytes);
-    if (search.budget_bytes >= 0 && budget <= reach * 1.1) {
-        svg.line({scale(budget), kTop - 8}, {scale(budget), height}, "budget");
-        svg.text({scale(budget), kTop - 13}, "budget " + memory_text(search.budget_bytes), Anchor::middle,
+    const double budget_line = search.budget_bytes >= 0 && budget <= reach * 1.1 ? scale(budget) : -1;
+    if (budget_line >= 0) {
+        svg.line({budget_line, kTop - 8}, {budget_line, height}, "budget");
+        svg.text({budget_line, kTop - 13}, "budget " + memory_text(search.budget_bytes), Anchor::middle,
                  "small budget-label");
     }
-    draw_bar(svg, scale, search.teacher_memory, "teacher", kTop);
-    if (best) draw_bar(svg, scale, best->memory, "student " + best->id, kTop + kPitch);
+    draw_bar(svg, scale, search.teacher_memory, "teacher", kTop, budget_line);
+    if (best) draw_bar(svg, scale, best->memory, "student " + best->id, kTop + kPitch, budget_line);
     std::vector<LegendEntry> entries;
     for (const Part& part : kParts)
         if (search.teacher_memory.*part.bytes > 0)

@@ -163,7 +163,7 @@ std::string claims_section(const ReportInputs& inputs) {
 std::string sources_section(const ReportInputs& inputs) {
     std::vector<Row> rows;
     for (const SourceFile& source : inputs.sources)
-        rows.push_back({.cells = {"<code>" + escape(source.path) + "</code>",
+        rows.push_back({.cells = {"<code class=\"path\">" + escape(source.path) + "</code>",
                                   "<code>" + escape(source.provenance.command) + "</code>",
                                   fmt::format("{}", source.provenance.seed), escape(source.version)},
                         .css_class = "source"});

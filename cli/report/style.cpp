@@ -80,10 +80,12 @@ th.number,td.number{text-align:right}th:last-child,td:last-child{padding-right:6
 tr.best td{background:var(--best-row);font-weight:600}tr.sum td{font-weight:600;border-top:1px solid var(--line)}tr.teacher td{color:var(--soft)}
 td:has(.strip){width:46%}.star{color:var(--accent)}
 code{font:12.5px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;white-space:pre-wrap;overflow-wrap:anywhere}
+code.path{white-space:nowrap}
 td.number code{text-align:left}
 ul.words{margin:6px 0 0;padding-left:20px;max-width:95ch}ul.words li{margin:5px 0}
 footer{color:var(--soft);font-size:13px;margin-top:20px}
 @media(max-width:760px){figure>svg{min-width:760px}figure{overflow-x:auto}}
+@media(max-width:960px){main{padding:20px 12px 40px}section{padding:16px 14px}table{font-size:12px}th,td{padding-right:7px}}
 @media print{section{break-inside:avoid}body{background:#fff}}
 )css";
 

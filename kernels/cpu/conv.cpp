@@ -9,7 +9,7 @@ inline namespace MINIPUZZLE_ISA {
 namespace {
 
 // Channels of one backward task.
-constexpr int64_t kChannelBlock = 64;
+constexpr int64_t kChannelBlock = 128;
 
 // What forward and backward read, over channels [first, first + width) of sequence b.
 template <class T>

@@ -116,8 +116,7 @@ struct Steps {
     }
 
     // e^{s_i - s_j} for j in [0, width) into `out`; the entries beyond i are at most 1 and mean nothing.
-    template <class Out>
-    void decays_to(int64_t head, int64_t i, int64_t width, Out&& out) const {
+    void decays_to(int64_t head, int64_t i, int64_t width, AlignedVector<T>& out) const {
         const AlignedVector<T> highs(high + head * stride, width), lows(low + head * stride, width);
         const T high_i = high[head * stride + i], low_i = low[head * stride + i];
         out = ((high_i - highs) + (low_i - lows)).min(T(0)).max(kFaintest<T>).exp();

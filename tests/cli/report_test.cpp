@@ -251,8 +251,9 @@ TEST_CASE("report: text from files is escaped wherever it is shown") {
     EvaluationFile evaluation;
     evaluation.name = evaluation.model.path = bad;
     inputs.evaluations = {evaluation};
-    inputs.sources = {
-        {.path = bad, .format = bad, .provenance = {.command = bad, .seed = 0}, .version = bad}};
+    SourceFile source;
+    source.path = source.format = source.provenance.command = source.version = bad;
+    inputs.sources.push_back(source);
     inputs.left_aside = {bad};
     const std::string page = report_page(inputs);
     CHECK(page.find("<script") == page.npos);

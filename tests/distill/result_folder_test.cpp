@@ -23,14 +23,13 @@ void train_nothing(Backend& backend, Student& student, const fs::path& out,
     options.batch = 4;
     options.seq_len = 10;
     options.learning_rate = 0;
-    train(backend,
-          {.student = student,
-           .teacher = {},
-           .corpus = data.corpus,
-           .out = out,
-           .provenance = {},
-           .inputs = std::move(inputs)},
-          options);
+    const TrainJob job{.student = student,
+                       .teacher = {},
+                       .corpus = data.corpus,
+                       .out = out,
+                       .provenance = {},
+                       .inputs = std::move(inputs)};
+    train(backend, job, options);
 }
 
 // A model folder of random weights, with a tokenizer beside them.

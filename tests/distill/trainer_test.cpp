@@ -61,15 +61,14 @@ struct Lab {
         student.config = test::tiny_config("M*-");
         student.teacher_layers = {0, 3, 4};
         student.origin = "random, seed 1";
-        return train(
-            *backend,
-            {.student = student,
-             .teacher = {.architecture = &teacher, .weights = &teacher_weights.weights(), .origin = "two"},
-             .corpus = corpus,
-             .out = out,
-             .provenance = {.command = "minipuzzle distill", .seed = 0},
-             .inputs = {}},
-            options);
+        const TrainJob job{
+            .student = student,
+            .teacher = {.architecture = &teacher, .weights = &teacher_weights.weights(), .origin = "two"},
+            .corpus = corpus,
+            .out = out,
+            .provenance = {.command = "minipuzzle distill", .seed = 0},
+            .inputs = {}};
+        return train(*backend, job, options);
     }
     void break_weight(const Architecture& architecture, Weights& weights) const {
         for_each_parameter(architecture, weights, [&](const ParameterInfo& info, Tensor& tensor) {
@@ -258,14 +257,13 @@ TEST_CASE("Cross-entropy alone from random weights lowers the loss") {
     WeightMemory weights = random_weights(*lab.backend, student.architecture, 1, 0.3);
     student.weights = &weights;
     student.config = test::tiny_config("M*-");
-    const TrainOutcome outcome = train(*lab.backend,
-                                       {.student = student,
-                                        .teacher = {},
-                                        .corpus = lab.data.corpus,
-                                        .out = folder / "out",
-                                        .provenance = {},
-                                        .inputs = {}},
-                                       lab.options);
+    const TrainJob job{.student = student,
+                       .teacher = {},
+                       .corpus = lab.data.corpus,
+                       .out = folder / "out",
+                       .provenance = {},
+                       .inputs = {}};
+    const TrainOutcome outcome = train(*lab.backend, job, lab.options);
     // Every token but the first follows from the one before it: from about log 13 to almost nothing.
     CHECK(outcome.first_loss > 2);
     CHECK(outcome.last_loss < 0.5);

@@ -437,14 +437,15 @@ TEST_CASE("mutated folders never do worse than an error") {
     const Folder folder;
     const std::vector<fs::path> files = {folder.path() / "config.json", folder.path() / kShardIndex,
                                          folder.path() / kShard};
+    std::vector<std::string> originals;
+    for (const fs::path& file : files) originals.push_back(read_file(file));
     int opened = 0, refused = 0;
-    for (uint64_t round = 0; round < 3000; ++round) {
+    for (uint64_t round = 0; round < 1500; ++round) {
         const auto draw = [&](uint64_t index, std::size_t below) {
             return static_cast<std::size_t>(uniform(round, "folder", index) * static_cast<double>(below));
         };
-        const fs::path& file = files[draw(0, files.size())];
-        const std::string original = read_file(file);
-        std::string mutant = original;
+        const std::size_t chosen = draw(0, files.size());
+        std::string mutant = originals[chosen];
         // The front of a shard is its header; its data may be anything.
         const std::size_t reach = std::min(mutant.size(), std::size_t{4000});
         const std::size_t at = draw(1, reach), kind = draw(2, 4);
@@ -453,7 +454,7 @@ TEST_CASE("mutated folders never do worse than an error") {
         if (kind == 1) mutant[at] = byte;
         if (kind == 2) mutant.insert(at, 1, byte);
         if (kind == 3) mutant.erase(at, 1);
-        std::ofstream(file, std::ios::binary | std::ios::trunc) << mutant;
+        std::ofstream(files[chosen], std::ios::binary | std::ios::trunc) << mutant;
         try {
             const Checkpoint checkpoint(folder.path());
             CHECK(checkpoint.architecture().layers.size() == 5);
@@ -462,8 +463,8 @@ TEST_CASE("mutated folders never do worse than an error") {
             CHECK(error.kind() == ErrorKind::bad_input);
             ++refused;
         }
-        std::ofstream(file, std::ios::binary | std::ios::trunc) << original;
+        std::ofstream(files[chosen], std::ios::binary | std::ios::trunc) << originals[chosen];
     }
-    CHECK(opened > 20);
-    CHECK(refused > 1000);
+    CHECK(opened > 10);
+    CHECK(refused > 500);
 }

@@ -30,7 +30,7 @@ void check_logits(const test::Mini& mini, Backend& backend) {
     std::vector<int32_t> tokens = mini.reference["calibration_tokens"][0];
     tokens.resize(48);
     const std::vector<float> logits = logits_of(backend, model, tokens);
-    const test::Npy expected = test::read_npy(mini.checkpoint.folder() / "logits_first48.npy");
+    const test::NpyArray expected = test::read_npy(mini.checkpoint.folder() / "logits_first48.npy");
     REQUIRE(expected.values.size() == logits.size());
     double error = 0, norm = 0;
     for (std::size_t i = 0; i < logits.size(); ++i) {

@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 
 #include <cmath>
-#include <cstring>
+#include <fstream>
 #include <limits>
 
 #include "kernels/check.h"
@@ -194,7 +194,7 @@ TEST_CASE("mutated files never do worse than an error") {
                       {{"k", "v"}});
     const std::string original = read_file(dir / "seed");
     int opened = 0, refused = 0;
-    for (uint64_t round = 0; round < 4000; ++round) {
+    for (uint64_t round = 0; round < 2000; ++round) {
         std::string mutant = original;
         const auto draw = [&](uint64_t index, std::size_t below) {
             return static_cast<std::size_t>(uniform(round, "mutation", index) * static_cast<double>(below));
@@ -209,9 +209,9 @@ TEST_CASE("mutated files never do worse than an error") {
             if (kind == 2) mutant.insert(at, 1, byte);
             if (kind == 3) mutant.erase(at, 1);
         }
-        const auto path = dir.write("mutant", mutant);
+        std::ofstream(dir / "mutant", std::ios::binary | std::ios::trunc) << mutant;
         try {
-            const SafetensorsFile file(path);
+            const SafetensorsFile file(dir / "mutant");
             ++opened;
             for (const StoredTensor& tensor : file.tensors()) {
                 std::size_t sum = 0;
@@ -224,6 +224,6 @@ TEST_CASE("mutated files never do worse than an error") {
         }
     }
     // Both must happen, or the mutations are too weak or too strong to say anything.
-    CHECK(opened > 100);
-    CHECK(refused > 1000);
+    CHECK(opened > 50);
+    CHECK(refused > 500);
 }

@@ -1,26 +1,19 @@
 #include "runtime/score_table.h"
 
-#include <filesystem>
+#include <functional>
 
-#include "runtime/files.h"
 #include "tests/catch.h"
+#include "tests/support/temp_dir.h"
 
 using namespace minipuzzle;
 using Catch::Matchers::Contains;
 
 namespace {
 
-std::filesystem::path temporary(const std::string& name) {
-    return std::filesystem::temp_directory_path() / ("minipuzzle_scores_test_" + name);
-}
-
 // What reading this text as scores.json gives.
 ScoreTable read_text(const std::string& text) {
-    const std::filesystem::path path = temporary("scores.json");
-    write_file_atomically(path, text);
-    ScoreTable table = read_scores(path);
-    std::filesystem::remove(path);
-    return table;
+    const test::TempDir folder;
+    return read_scores(folder.write("scores.json", text));
 }
 
 ScoreTable example() { return read_scores(MINIPUZZLE_SOURCE_DIR "/../shared/examples/scores.json"); }
@@ -158,7 +151,8 @@ TEST_CASE("width scores: written, read, the kept neurons ascending") {
     scores.ffn_order[3] = {2, 0, 3, 1};
     scores.ffn_score[3] = {0.5f, 0.25f, 1.0f, 0.125f};
     scores.ffn_order[1] = {1, 0};
-    const std::filesystem::path path = temporary("width.safetensors");
+    const test::TempDir folder;
+    const std::filesystem::path path = folder / "width.safetensors";
     write_width_scores(path, scores);
     const WidthScores again = read_width_scores(path);
     CHECK(again.ffn_order == scores.ffn_order);
@@ -170,5 +164,4 @@ TEST_CASE("width scores: written, read, the kept neurons ascending") {
     scores.ffn_order[1] = {1, 1};
     write_width_scores(path, scores);
     CHECK_THROWS_WITH(read_width_scores(path), Contains("layers.1.ffn_neuron_order") && Contains("twice"));
-    std::filesystem::remove(path);
 }

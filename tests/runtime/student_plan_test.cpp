@@ -1,9 +1,7 @@
 #include "runtime/student_plan.h"
 
-#include <filesystem>
-
-#include "runtime/files.h"
 #include "tests/catch.h"
+#include "tests/support/temp_dir.h"
 
 using namespace minipuzzle;
 using Catch::Matchers::Contains;
@@ -26,19 +24,9 @@ StudentPlan dropping(std::vector<int64_t> layers) {
     return plan;
 }
 
-// A file with this content, removed with the object.
-struct TemporaryFile {
-    std::filesystem::path path;
-    TemporaryFile(const std::string& name, const std::string& content)
-        : path(std::filesystem::temp_directory_path() / ("minipuzzle_plan_test_" + name)) {
-        write_file_atomically(path, content);
-    }
-    ~TemporaryFile() { std::filesystem::remove(path); }
-};
-
 StudentPlan read_text(const std::string& text) {
-    const TemporaryFile file("plan.yaml", text);
-    return read_plan(file.path);
+    const test::TempDir folder;
+    return read_plan(folder.write("plan.yaml", text));
 }
 
 }  // namespace
@@ -116,16 +104,16 @@ TEST_CASE("plans that do not fit the teacher are refused") {
 }
 
 TEST_CASE("plan rows: one student a line") {
-    const TemporaryFile rows("rows.jsonl",
-                             "{\"drop\": [3], \"ffn_width\": null}\n\n{\"drop\": [], "
-                             "\"ffn_width\": 8}\n{\"drop\": [2, 0]}\n");
-    const std::vector<StudentPlan> plans = read_plan_rows(rows.path);
+    const test::TempDir folder;
+    const std::vector<StudentPlan> plans = read_plan_rows(
+        folder.write("rows.jsonl",
+                     "{\"drop\": [3], \"ffn_width\": null}\n\n{\"drop\": [], \"ffn_width\": 8}\n"
+                     "{\"drop\": [2, 0]}\n"));
     REQUIRE(plans.size() == 3);
     CHECK(plans[0] == dropping({3}));
     CHECK(plans[1].ffn_width == 8);
     CHECK(plans[2].drop == std::vector<int64_t>{0, 2});
-    const TemporaryFile bad("bad.jsonl", "{\"drop\": [3]}\n{\"drop\": [1], \"keep\": 2}\n");
-    CHECK_THROWS_WITH(read_plan_rows(bad.path), Contains("bad.jsonl:2") && Contains("keep"));
-    const TemporaryFile empty("empty.jsonl", "\n");
-    CHECK_THROWS_AS(read_plan_rows(empty.path), Error);
+    const auto bad = folder.write("bad.jsonl", "{\"drop\": [3]}\n{\"drop\": [1], \"keep\": 2}\n");
+    CHECK_THROWS_WITH(read_plan_rows(bad), Contains("bad.jsonl:2") && Contains("keep"));
+    CHECK_THROWS_AS(read_plan_rows(folder.write("empty.jsonl", "\n")), Error);
 }

@@ -54,9 +54,11 @@ std::vector<double> losses_of_student(TinyWorld& world, const StudentPlan& plan)
     weights.layers.clear();
     for (int64_t layer : plan.kept(world.architecture)) {
         LayerWeights kept = world.weights.weights().layers[layer];
-        const int64_t width = plan.width_of(world.architecture, layer);
-        if (auto* ffn = std::get_if<FfnWeights>(&kept); ffn && width < ffn->up_proj.size(0))
-            *ffn = slice_ffn(*world.backend, arena, *ffn, kept_neurons(world.width_scores, layer, width));
+        if (auto* ffn = std::get_if<FfnWeights>(&kept)) {
+            const int64_t width = plan.width_of(world.architecture, layer);
+            if (width < ffn->up_proj.size(0))
+                *ffn = slice_ffn(*world.backend, arena, *ffn, kept_neurons(world.width_scores, layer, width));
+        }
         weights.layers.push_back(kept);
     }
     return evaluate(*world.backend, {student, weights}, nullptr, *world.corpus, world.windows, {})

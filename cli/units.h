@@ -45,7 +45,7 @@ class Amount {
 std::string format_bytes(int64_t bytes);
 // "2.87 M", "8.10 B".
 std::string format_count(int64_t count);
-// "budget 31.7GiB = 34037865676 bytes", "budget 84% of the teacher's 5785216 bytes = 4859581 bytes".
+// "budget 31.7GiB = 34037615820 bytes", "budget 84% of the teacher's 5785216 bytes = 4859581 bytes".
 std::string describe_budget(const std::string& what, const Amount& amount, AmountOf unit,
                             int64_t teacher_total);
 

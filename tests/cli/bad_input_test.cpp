@@ -130,7 +130,7 @@ TEST_CASE("wrong shapes, NaN weights, tensors that the pattern does not have") {
     {
         const Broken broken;
         broken.replace_in("config.json", "\"intermediate_size\": 512", "\"intermediate_size\": 496");
-        broken.eval_fails({"up_proj", "512", "496"});
+        broken.eval_fails({"layers.1.mixer", "512", "496"});
     }
     {
         const Broken broken;
@@ -143,7 +143,7 @@ TEST_CASE("wrong shapes, NaN weights, tensors that the pattern does not have") {
         body[header[name]["data_offsets"][0].get<std::size_t>() + 1] = '\x7f';  // bf16 0x7fc0 or 0x7fff: NaN
         body[header[name]["data_offsets"][0].get<std::size_t>()] = '\xc0';
         broken.write_shard(header.dump(), body);
-        broken.eval_fails({name, "NaN"});
+        broken.eval_fails({name, "nan"});
     }
     {
         const Broken broken;
@@ -190,6 +190,7 @@ TEST_CASE("budgets that do not parse exit 2") {
 
 TEST_CASE("outputs that exist and are not ours stay as they are") {
     const Broken broken;
+    broken.dir.write("data.jsonl", token_rows(5, 40));
     broken.dir.write("out/precious.txt", "mine");
     broken.dir.write("scores.json", "{\"mine\": 1}\n");
     const auto plan = broken.dir.write("plan.yaml", "format: minipuzzle.plan/1\ndrop: [3]\n").string();

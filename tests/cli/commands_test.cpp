@@ -173,7 +173,7 @@ TEST_CASE("distill trains the student, and a model from a config alone") {
         run_json({"distill", "--teacher", demo_model(), "--plan", plan, "--data", at.rows, "--seq-len", "32",
                   "--batch", "2", "--tokens", "256", "--feature", "0.1", "--out", (dir / "cut").string()});
     CHECK(cut["steps"] == 4);
-    CHECK(run_json({"inspect", (dir / "cut").string()})["pattern"] == "M-MM*MM-M*-M-M-M-");
+    CHECK(run_json({"inspect", (dir / "cut").string()})["pattern"] == "M-MM*--M-M*-M-M-M-");
     CHECK(run({"inspect", (dir / "cut/run.jsonl").string()}).out.find("4 steps") == 0);
     const json fresh = run_json({"distill", "--init", demo_model(), "--data", at.rows, "--seq-len", "32",
                                  "--batch", "2", "--tokens", "128", "--out", (dir / "fresh").string()});
@@ -211,7 +211,7 @@ TEST_CASE("run makes everything, skips what is finished, and redoes what changed
         CHECK(summary[name]["test_loss"].get<double>() > 0);
 
     const auto before = test::files_of(dir / "out");
-    const auto again = run({"run", recipe});
+    const auto again = run({"run", recipe, "--json"});
     CHECK(again.code == 0);
     for (const char* step :
          {"score", "search", "prune", "distill", "eval teacher", "eval pruned", "eval distilled"})
@@ -219,7 +219,7 @@ TEST_CASE("run makes everything, skips what is finished, and redoes what changed
     CHECK(test::files_of(dir / "out") == before);
 
     dir.write("train.jsonl", token_rows(4, 90, 99));  // only what depends on it is done again
-    const auto changed = run({"run", recipe});
+    const auto changed = run({"run", recipe, "--json"});
     CHECK(changed.code == 0);
     CHECK(changed.err.find("prune: done already") != std::string::npos);
     CHECK(changed.err.find("distill: done already") == std::string::npos);

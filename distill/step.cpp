@@ -117,6 +117,7 @@ void TrainStep::vocabulary_loss(const Inputs& inputs, double scale) {
     }
     if (loss.ce > 0) run.ce = per_token(ce_, inputs.rows);
     run.targets = inputs.targets;
+    run.sequence_length = shape_.seq_len;
     run.ce_weight = loss.ce;
     run.kl_weight = loss.kl;
     run.temperature = loss.temperature;

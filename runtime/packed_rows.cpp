@@ -1,7 +1,7 @@
 #include <algorithm>
 
 #include "kernels/check.h"
-#include "runtime/counter_random.h"
+#include "runtime/random.h"
 #include "runtime/token_source.h"
 
 namespace minipuzzle {

@@ -1,4 +1,4 @@
-// Counter-based random numbers: value i of a named stream, with no state to carry or save.
+// Counter-based random numbers, a function of (seed, counter): no state to carry or save, the same on every machine.
 #pragma once
 
 #include <cmath>
@@ -8,22 +8,26 @@
 
 namespace minipuzzle {
 
-// The finaliser of SplitMix64 (Steele, Lea & Flood 2014): a bijection of 64-bit words that passes BigCrush as
-// a counter hash.
-inline uint64_t mix64(uint64_t z) {
-    z += 0x9e3779b97f4a7c15ull;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+// SplitMix64's output function (Steele, Lea & Flood 2014): a bijection that mixes all 64 bits.
+inline uint64_t mix_bits(uint64_t z) {
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
     return z ^ (z >> 31);
+}
+
+// The counter-th output of the SplitMix64 generator that starts at the mixed seed.
+inline uint64_t counter_random(uint64_t seed, uint64_t counter) {
+    constexpr uint64_t kGolden = 0x9e3779b97f4a7c15u;
+    return mix_bits(mix_bits(seed + kGolden) + (counter + 1) * kGolden);
 }
 
 // A stream of (seed, name); every draw is a pure function of its index.
 class CounterRandom {
   public:
-    CounterRandom(uint64_t seed, std::string_view stream) : key_(mix64(seed)) {
-        for (char c : stream) key_ = mix64(key_ ^ static_cast<unsigned char>(c));
+    CounterRandom(uint64_t seed, std::string_view stream) : key_(seed) {
+        for (char c : stream) key_ = counter_random(key_, static_cast<unsigned char>(c));
     }
-    uint64_t bits(int64_t index) const { return mix64(key_ ^ mix64(static_cast<uint64_t>(index))); }
+    uint64_t bits(int64_t index) const { return counter_random(key_, static_cast<uint64_t>(index)); }
     // In (0, 1), 53 bits.
     double uniform(int64_t index) const { return (static_cast<double>(bits(index) >> 11) + 0.5) * 0x1p-53; }
     // Standard normal, Box-Muller.

@@ -9,7 +9,7 @@
 #include <string_view>
 
 #include "kernels/check.h"
-#include "runtime/counter_random.h"
+#include "runtime/random.h"
 #include "runtime/files.h"
 
 namespace minipuzzle {

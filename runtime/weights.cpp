@@ -103,8 +103,8 @@ WeightMemory::WeightMemory(Backend& backend, const Architecture& architecture, b
     block_ = backend.allocate(bytes_);
     std::byte* next = block_;
     for_each_parameter(architecture, weights_, [&](const ParameterInfo&, Tensor& tensor) {
-        tensor.data = next;
-        next += div_up(tensor.bytes(), kAlignment) * kAlignment;
+        tensor.data = next;  // stays null where a measuring backend gives no memory
+        if (next) next += div_up(tensor.bytes(), kAlignment) * kAlignment;
         if (zeroed) backend.zero(tensor);
     });
     if (architecture.tied_embeddings) weights_.lm_head = weights_.embeddings;

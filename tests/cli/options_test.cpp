@@ -77,7 +77,7 @@ TEST_CASE("global options stand before or after the command") {
     CHECK(before.json() == after);
 }
 
-TEST_CASE("--config gives the same keys as the command line, which wins; unknown keys are errors") {
+TEST_CASE("options: --config gives the same keys as the command line, which wins; unknown keys are errors") {
     const TempDir dir;
     const auto config =
         dir.write("c.yaml", "arch: nemotron-h-8b\ncontext: 16Ki\nkv: fp8\nseed: 3\n").string();
@@ -93,7 +93,7 @@ TEST_CASE("--config gives the same keys as the command line, which wins; unknown
     CHECK(unknown.err.find("unknown key 'contxt'") != std::string::npos);
 }
 
-TEST_CASE("--version and --help") {
+TEST_CASE("options: --version and --help") {
     const auto version = run({"--version"});
     CHECK(version.code == 0);
     CHECK(version.out.find("minipuzzle 0.") == 0);

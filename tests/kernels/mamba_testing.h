@@ -1,6 +1,6 @@
-// What the tests of the mixer's operations share: random inputs, and each operation written as its plain
-// definition, token by token, on any scalar. With std::complex these serve as oracles for gradients too: the
-// derivative of f at x is Im f(x + i h) / h, without cancellation for h as small as 1e-30.
+// What the tests of the mixer's operations share: each operation written as its plain definition, token by
+// token, on any scalar. With std::complex these serve as oracles for gradients too: the derivative of f at x is
+// Im f(x + i h) / h, without cancellation for h as small as 1e-30.
 #pragma once
 
 #include <algorithm>
@@ -12,42 +12,9 @@
 
 #include "kernels/backend.h"
 #include "kernels/ops.h"
-#include "tests/catch.h"
+#include "tests/kernels/testing.h"
 
 namespace minipuzzle::testing {
-
-// Repeatable normal deviates: Box-Muller over a mixed counter.
-class Random {
-  public:
-    explicit Random(uint64_t seed) : counter_(seed << 32) {}
-    double uniform() {
-        uint64_t z = (counter_++ + 1) * 0x9e3779b97f4a7c15u;
-        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-        z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-        return (static_cast<double>((z ^ (z >> 31)) >> 11) + 0.5) * 0x1p-53;
-    }
-    double normal() { return std::sqrt(-2 * std::log(uniform())) * std::cos(2 * M_PI * uniform()); }
-    std::vector<double> normals(int64_t count, double mean = 0, double deviation = 1) {
-        std::vector<double> values(count);
-        for (double& value : values) value = mean + deviation * normal();
-        return values;
-    }
-
-  private:
-    uint64_t counter_;
-};
-
-template <class T>
-Tensor tensor(const std::vector<T>& values, std::initializer_list<int64_t> extents) {
-    Tensor view(const_cast<T*>(values.data()), DTypeOf<T>::value, extents);
-    REQUIRE(view.elements() == static_cast<int64_t>(values.size()));
-    return view;
-}
-
-template <class To, class From>
-std::vector<To> convert(const std::vector<From>& values) {
-    return std::vector<To>(values.begin(), values.end());
-}
 
 // Sequence b of a tensor whose first axis is the batch.
 template <class T>
@@ -58,19 +25,6 @@ std::vector<T> sequence(const std::vector<T>& values, int64_t b, int64_t batch) 
 
 inline double real(double value) { return value; }
 inline double real(std::complex<double> value) { return value.real(); }
-
-// Largest |a - b| over the largest |b|.
-template <class A, class B>
-double relative_error(const std::vector<A>& a, const std::vector<B>& b) {
-    REQUIRE(a.size() == b.size());
-    double error = 0, size = 1e-300;
-    for (size_t i = 0; i < a.size(); ++i) {
-        const double difference = std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i]));
-        error = std::isnan(difference) ? INFINITY : std::max(error, difference);
-        size = std::max(size, std::abs(static_cast<double>(b[i])));
-    }
-    return error / size;
-}
 
 template <class S>
 S weighted_sum(const std::vector<double>& weights, const std::vector<S>& values) {

@@ -114,6 +114,14 @@ void check_options(const DistillCommand& command) {
     check_distinct(command.out, {command.teacher, command.student, command.init});
 }
 
+// The folders the run reads, which must not be written to.
+std::vector<fs::path> model_folders(const DistillCommand& command) {
+    std::vector<fs::path> folders;
+    for (const std::string& folder : {command.teacher, command.student})
+        if (!folder.empty()) folders.push_back(folder);
+    return folders;
+}
+
 }  // namespace
 
 OptionTable DistillCommand::options() {
@@ -184,7 +192,8 @@ CommandResult DistillCommand::run(const Context& context) {
                                                           .teacher = teacher_view,
                                                           .corpus = *corpus,
                                                           .out = out,
-                                                          .provenance = context.provenance()},
+                                                          .provenance = context.provenance(),
+                                                          .inputs = model_folders(*this)},
                                                          train_options(*this, context));
     if (!plan.empty()) fs::remove_all(cut);
     return result_of(outcome, *this);

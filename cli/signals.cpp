@@ -21,6 +21,7 @@ void install_signal_handlers() {
     sigaction(SIGUSR1, &action, nullptr);
     action.sa_flags = SA_RESTART | SA_RESETHAND;  // the second one finds the default action: death
     sigaction(SIGINT, &action, nullptr);
+    std::signal(SIGXFSZ, SIG_IGN);  // a file at its size limit is then a failed write, told like a full disk
 }
 
 bool stop_requested() { return stop_flag != 0; }

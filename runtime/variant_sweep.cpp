@@ -192,7 +192,7 @@ SweepResult VariantSweep::run(const WindowBatch& batch) {
 int64_t VariantSweep::batch_tokens() const {
     const int64_t bytes_per_token =
         state_->schedule.slots * state_->architecture.width * bytes_of(state_->backend.compute_type());
-    return std::clamp((int64_t{1} << 30) / bytes_per_token, int64_t{512}, int64_t{8192});
+    return std::clamp((int64_t{1} << 30) / bytes_per_token, int64_t{512}, int64_t{4096});
 }
 
 int64_t VariantSweep::peak_bytes() const { return state_->runner.peak(); }

@@ -61,7 +61,8 @@ class VariantSweep {
     // One batch; a window's figures depend on that window alone, never on company. Error where a loss is not
     // finite.
     SweepResult run(const WindowBatch& batch);
-    // Tokens a batch should hold so that the live states take about a gibibyte, between 512 and 8192.
+    // Tokens a batch should hold so that the live states take about a gibibyte, between 512 and 4096 (what an
+    // interrupted run loses at most).
     int64_t batch_tokens() const;
     int64_t peak_bytes() const;
 

@@ -47,7 +47,7 @@ void interrupted_run(const TempDir& dir, std::vector<std::string> arguments, int
 
 TEST_CASE("score: killed or asked to stop, then resumed: the same bytes", "[slow]") {
     const TempDir dir;
-    const auto data = dir.write("rows.jsonl", token_rows(8, 1025)).string();
+    const auto data = dir.write("rows.jsonl", token_rows(10, 1025)).string();
     const std::string out = (dir / "scores.json").string();
     const std::vector<std::string> arguments = {"score", "--model", demo_model(), "--data", data, "--seq-len",
                                                 "512",   "--width", "448",        "--out",  out,  "-q"};

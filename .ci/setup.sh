@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2034
 # What demo.sh, test.sh and .ci/run share: the packages, the Release build. Sourced with the project's root as the
 # working directory.
 

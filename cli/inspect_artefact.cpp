@@ -203,11 +203,11 @@ std::string scores_summary(const ScoreTable& scores) {
 
 std::string search_summary(const nas::SearchResult& result) {
     const nas::Candidate& best = nas::find_candidate(result, "");
-    std::string text =
-        fmt::format("{} by {}; {} compositions considered\nworkload: {}\nteacher {} parameters, {} bytes\n",
-                    result.status == "measured" ? "chosen by measured " + result.select_by : "predicted only",
-                    name(result.objective), result.compositions, describe(result.workload),
-                    result.teacher_params, result.teacher_memory.total());
+    std::string text = fmt::format(
+        "{}; objective {}; {} compositions considered\nworkload: {}\nteacher {} parameters, {} bytes\n",
+        result.status == "measured" ? "chosen by measured " + result.select_by : "predicted only",
+        name(result.objective), result.compositions, describe(result.workload), result.teacher_params,
+        result.teacher_memory.total());
     text += fmt::format("best {}: {} parameters, {} bytes ({}), {}\ndrops {}\n\n", best.id, best.params,
                         best.memory.total(), format_bytes(best.memory.total()), best.pattern,
                         fmt::join(best.plan.drop, ", "));

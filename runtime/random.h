@@ -1,4 +1,5 @@
-// Counter-based random numbers, a function of (seed, counter): no state to carry or save, the same on every machine.
+// Counter-based random numbers, a function of (seed, counter): no state to carry or save, the same on every
+// machine.
 #pragma once
 
 #include <cmath>

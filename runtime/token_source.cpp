@@ -9,8 +9,8 @@
 #include <string_view>
 
 #include "kernels/check.h"
-#include "runtime/random.h"
 #include "runtime/files.h"
+#include "runtime/random.h"
 
 namespace minipuzzle {
 namespace {

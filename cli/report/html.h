@@ -18,7 +18,7 @@ std::string memory_text(int64_t bytes);
 std::string exact_bytes(int64_t bytes);
 // Parameters or tokens: "46.77 B", "17.31 M", "8,192".
 std::string count_text(int64_t count);
-// 34037865676 -> "34,037,865,676".
+// 34037615820 -> "34,037,865,676".
 std::string grouped(int64_t count);
 // `digits` significant digits without needless zeros, a true minus sign, "not a number" spelled "nan".
 std::string value_text(double value, int digits = 4);

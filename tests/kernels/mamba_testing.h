@@ -1,6 +1,6 @@
 // What the tests of the mixer's operations share: each operation written as its plain definition, token by
-// token, on any scalar. With std::complex these serve as oracles for gradients too: the derivative of f at x is
-// Im f(x + i h) / h, without cancellation for h as small as 1e-30.
+// token, on any scalar. With std::complex these serve as oracles for gradients too: the derivative of f at x
+// is Im f(x + i h) / h, without cancellation for h as small as 1e-30.
 #pragma once
 
 #include <algorithm>

@@ -14,11 +14,11 @@ std::string escape(std::string_view text);
 
 // "31.70 GiB", "33.02 MiB", "12.50 KiB", "2155 bytes": two decimals of the largest unit that fits.
 std::string memory_text(int64_t bytes);
-// "34,037,865,676 bytes".
+// "34,037,615,820 bytes".
 std::string exact_bytes(int64_t bytes);
 // Parameters or tokens: "46.77 B", "17.31 M", "8,192".
 std::string count_text(int64_t count);
-// 34037615820 -> "34,037,865,676".
+// 34037615820 -> "34,037,615,820".
 std::string grouped(int64_t count);
 // `digits` significant digits without needless zeros, a true minus sign, "not a number" spelled "nan".
 std::string value_text(double value, int digits = 4);

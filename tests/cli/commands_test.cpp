@@ -43,7 +43,7 @@ TEST_CASE("inspect --arch gives the published parameter counts exactly") {
     for (const auto& [name, params] : known) CHECK(run_json({"inspect", "--arch", name})["params"] == params);
 }
 
-TEST_CASE("inspect a model folder, its config.json, and two of a kind") {
+TEST_CASE("inspect a model folder, its config.json, and two of a kind", "[slow]") {
     const json folder = run_json({"inspect", demo_model()});
     CHECK(folder["pattern"] == "M-M-M*-M-M-M*-M-M-M-");
     CHECK(folder["layers"] == json({{"mamba", 9}, {"attention", 2}, {"ffn", 9}}));
@@ -66,7 +66,7 @@ TEST_CASE("inspect a model folder, its config.json, and two of a kind") {
     CHECK(run({"inspect", demo_model(), Workshop::get().scores}).code == 2);
 }
 
-TEST_CASE("score writes its files, shares work, and does not depend on the number of threads") {
+TEST_CASE("score writes its files, shares work, and does not depend on the number of threads", "[slow]") {
     const Workshop& at = Workshop::get();
     const json scores = json::parse(test::content_of(at.scores));
     CHECK(scores["layers"].size() == 20);
@@ -91,7 +91,7 @@ TEST_CASE("score writes its files, shares work, and does not depend on the numbe
     CHECK(text.out.find("of the") != std::string::npos);  // "... 0.55 of the ... that separate passes take"
 }
 
-TEST_CASE("prune, then eval, equals eval --plans and the layer's score") {
+TEST_CASE("prune, then eval, equals eval --plans and the layer's score", "[slow]") {
     const Workshop& at = Workshop::get();
     const TempDir dir;
     const json scores = json::parse(test::content_of(at.scores));
@@ -154,7 +154,7 @@ TEST_CASE("search by prediction, then by measurement; inspect and report what it
         if (candidate["id"] == search["best"]) CHECK(card["params"] == candidate["params"]);
 }
 
-TEST_CASE("a budget that nothing fits exits 4 and names the smallest student") {
+TEST_CASE("a budget that nothing fits exits 4 and names the smallest student", "[slow]") {
     const Workshop& at = Workshop::get();
     const TempDir dir;
     const auto outcome = run({"search", "--model", demo_model(), "--scores", at.scores, "--mem-budget", "1kB",
@@ -165,7 +165,7 @@ TEST_CASE("a budget that nothing fits exits 4 and names the smallest student") {
     CHECK_FALSE(std::filesystem::exists(dir / "s"));
 }
 
-TEST_CASE("distill trains the student, and a model from a config alone") {
+TEST_CASE("distill trains the student, and a model from a config alone", "[slow]") {
     const Workshop& at = Workshop::get();
     const TempDir dir;
     const auto plan = dir.write("plan.yaml", "format: minipuzzle.plan/1\ndrop: [3, 7]\n").string();
@@ -198,7 +198,7 @@ std::string small_recipe(const TempDir& dir, const std::string& train = "train.j
         .string();
 }
 
-TEST_CASE("run makes everything, skips what is finished, and redoes what changed") {
+TEST_CASE("run makes everything, skips what is finished, and redoes what changed", "[slow]") {
     const TempDir dir;
     const std::string recipe = small_recipe(dir);
     const json summary = run_json({"run", recipe});

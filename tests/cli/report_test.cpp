@@ -330,7 +330,7 @@ TEST_CASE("report: numbers as people read them") {
     CHECK(memory_text(34037615820) == "31.70 GiB");
     CHECK(memory_text(int64_t{1} << 20) == "1.00 MiB");
     CHECK(memory_text(1023) == "1023 bytes");
-    CHECK(exact_bytes(34037615820) == "34,037,865,676 bytes");
+    CHECK(exact_bytes(34037615820) == "34,037,615,820 bytes");
     CHECK(grouped(999) == "999");
     CHECK(grouped(-1234567) == "-1,234,567");
     CHECK(count_text(46774000000) == "46.77 B");

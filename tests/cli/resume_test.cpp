@@ -107,7 +107,7 @@ TEST_CASE("distill: killed or asked to stop, then resumed: the same bytes", "[sl
     }
 }
 
-TEST_CASE("distill with an unfinished run and without --resume is refused") {
+TEST_CASE("distill with an unfinished run and without --resume is refused", "[slow]") {
     const TempDir dir;
     const auto data = dir.write("rows.jsonl", token_rows(16, 300)).string();
     const std::vector<std::string> arguments = {

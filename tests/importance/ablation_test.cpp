@@ -39,10 +39,10 @@ void check_against_reference(const std::string& name) {
 
 }  // namespace
 
-TEST_CASE("Scores of mini-20 are the reference's [slow]", "[slow]") { check_against_reference("mini-20"); }
-TEST_CASE("Scores of mini-52 are the reference's [slow]", "[slow]") { check_against_reference("mini-52"); }
+TEST_CASE("Scores of mini-20 are the reference's", "[slow]") { check_against_reference("mini-20"); }
+TEST_CASE("Scores of mini-52 are the reference's", "[slow]") { check_against_reference("mini-52"); }
 
-TEST_CASE("A stopped score goes on from its state and ends in the same figures") {
+TEST_CASE("A stopped score goes on from its state and ends in the same figures", "[slow]") {
     const auto backend = make_cpu_backend(DType::f32, 0);
     const test::Mini mini(*backend, "mini-20");
     ScoreOptions options{.seq_len = 64, .samples = 300, .seed = 3};
@@ -80,7 +80,7 @@ TEST_CASE("The default width grid is MiniPuzzle's: nine widths down to three qua
     CHECK(default_width_grid(4) == std::vector<int64_t>{4, 3});
 }
 
-TEST_CASE("Width scores: neurons in falling order, and the curve is measured on them") {
+TEST_CASE("Width scores: neurons in falling order, and the curve is measured on them", "[slow]") {
     const auto backend = make_cpu_backend(DType::f32, 0);
     const test::Mini mini(*backend, "mini-20");
     const ScoreOutcome outcome = score(

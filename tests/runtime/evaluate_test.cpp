@@ -60,8 +60,10 @@ void check_mini(const std::string& name) {
 
 }  // namespace
 
-TEST_CASE("mini-20 gives the reference's losses, logits and greedy continuations") { check_mini("mini-20"); }
-TEST_CASE("mini-52 gives the reference's losses, logits and greedy continuations [slow]", "[slow]") {
+TEST_CASE("mini-20 gives the reference's losses, logits and greedy continuations", "[slow]") {
+    check_mini("mini-20");
+}
+TEST_CASE("mini-52 gives the reference's losses, logits and greedy continuations", "[slow]") {
     check_mini("mini-52");
 }
 

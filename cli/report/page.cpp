@@ -62,7 +62,7 @@ std::string best_tiles(const nas::SearchResult& search, const nas::Candidate& be
                 "layers kept", counts_text(best.mamba, best.ffn, best.attention));
     if (best.measured)
         out += tile(fixed_text(best.measured->loss, 4), "loss",
-                    fmt::format("{}, measured before distillation", escape(best.id)));
+                    fmt::format("{}, on the search's text, not yet distilled", escape(best.id)));
     else
         out += tile(
             value_text(best.predicted.value),

@@ -43,12 +43,7 @@ void compare_batch(Backend& on, DeviceArena& arena, const EvaluatedModel& model,
     const Tensor targets =
         upload(on, arena, "targets", batch.targets, batch.batch, batch.length).view({rows});
     const auto take = [&] { return arena.take("per-token metrics", {rows}); };
-    CompareLogits compare{.base = {},
-                          .targets = targets,
-                          .base_loss = {},
-                          .base_correct = {},
-                          .base_power = {},
-                          .variants = {}};
+    CompareLogits compare{.base = {}, .targets = targets};
     compare.sequence_length = batch.length;
     const LmHead head{.hidden = last_hidden(on, arena, model, tokens), .head = model.weights.lm_head};
     Tensor loss = take(), correct = take(), kl, agrees;
@@ -56,14 +51,8 @@ void compare_batch(Backend& on, DeviceArena& arena, const EvaluatedModel& model,
         kl = take(), agrees = take();
         compare.base = {.hidden = last_hidden(on, arena, *reference, tokens),
                         .head = reference->weights.lm_head};
-        compare.variants.push_back({.variant = head,
-                                    .loss = loss,
-                                    .correct = correct,
-                                    .kl = kl,
-                                    .agrees = agrees,
-                                    .error = {},
-                                    .hidden_mse = {},
-                                    .cosine = {}});
+        compare.variants.push_back(
+            {.variant = head, .loss = loss, .correct = correct, .kl = kl, .agrees = agrees});
     } else {
         compare.base = head;
         compare.base_loss = loss;

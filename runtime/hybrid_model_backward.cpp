@@ -53,27 +53,22 @@ void mamba_backward(const LayerContext& context, const Mamba& shape, const Mamba
                                     .a_log = weights.a_log,
                                     .d = weights.d,
                                     .document = context.document,
-                                    .initial_state = {},
                                     .chunk_states = a.chunk_states,
                                     .d_y = d_y,
-                                    .d_final_state = {},
                                     .d_xbc = d_xbc,
                                     .d_zxbcdt = d_zxbcdt,
                                     .d_dt_bias = gradients.dt_bias,
                                     .d_a_log = gradients.a_log,
-                                    .d_d = gradients.d,
-                                    .d_initial_state = {}});
+                                    .d_d = gradients.d});
     context.backend.run(ConvBackward{.shape = shape,
                                      .zxbcdt = a.zxbcdt,
                                      .weight = weights.conv_weight,
                                      .bias = weights.conv_bias,
                                      .document = context.document,
-                                     .initial_state = {},
                                      .d_xbc = d_xbc,
                                      .d_zxbcdt = d_zxbcdt,
                                      .d_weight = gradients.conv_weight,
-                                     .d_bias = gradients.conv_bias,
-                                     .d_initial_state = {}});
+                                     .d_bias = gradients.conv_bias});
     const Tensor d_normed =
         linear_backward(context, "d normed", a.normed, weights.in_proj, d_zxbcdt, gradients.in_proj);
     norm_backward(context, weights.norm, d_normed, d_hidden, gradients.norm);

@@ -30,9 +30,7 @@ MambaActivations mamba_forward(const LayerContext& context, const Mamba& shape, 
                                     .weight = weights.conv_weight,
                                     .bias = weights.conv_bias,
                                     .document = context.document,
-                                    .initial_state = {},
-                                    .xbc = a.xbc,
-                                    .final_state = {}});
+                                    .xbc = a.xbc});
     a.y = context.take("scan output", shape.inner());
     if (keep == KeepForBackward::yes)
         a.chunk_states = context.arena.take(
@@ -48,9 +46,7 @@ MambaActivations mamba_forward(const LayerContext& context, const Mamba& shape, 
                                    .a_log = weights.a_log,
                                    .d = weights.d,
                                    .document = context.document,
-                                   .initial_state = {},
                                    .y = a.y,
-                                   .final_state = {},
                                    .chunk_states = a.chunk_states});
     a.gated = keep == KeepForBackward::yes ? context.take("gated", shape.inner()) : a.y;
     context.backend.run(GatedNormForward{.shape = shape,

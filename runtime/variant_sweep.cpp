@@ -131,8 +131,7 @@ void VariantSweep::State::wire(Backend& on, DeviceArena& arena, const WindowBatc
                           .targets = targets,
                           .base_loss = arena.take("per-token metrics", {rows}),
                           .base_correct = arena.take("per-token metrics", {rows}),
-                          .base_power = arena.take("per-token metrics", {rows}),
-                          .variants = {}};
+                          .base_power = arena.take("per-token metrics", {rows})};
     compare.sequence_length = batch.length;
     for (const SlotOutputs& output : outputs) compare.variants.push_back(output.comparison);
     on.run(compare);

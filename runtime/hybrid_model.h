@@ -6,12 +6,6 @@
 
 namespace minipuzzle {
 
-// What a layer's forward leaves for its backward (recompute policy "full": only the layer's input; the rest
-// is rebuilt).
-struct LayerInput {
-    Tensor hidden;  // [B, T, D], the residual stream entering the layer
-};
-
 // Stateless over its tensors: neither owns weights nor memory. All hidden states are [B, T, D].
 class HybridModel {
   public:

@@ -194,8 +194,6 @@ int64_t VariantSweep::batch_tokens() const {
     return std::clamp((int64_t{1} << 30) / bytes_per_token, int64_t{512}, int64_t{4096});
 }
 
-int64_t VariantSweep::peak_bytes() const { return state_->runner.peak(); }
-
 namespace {
 
 void scatter_metrics(const SequenceMetrics& from, const std::vector<int64_t>& windows, int64_t total,

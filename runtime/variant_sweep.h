@@ -64,7 +64,6 @@ class VariantSweep {
     // Tokens a batch should hold so that the live states take about a gibibyte, between 512 and 4096 (what an
     // interrupted run loses at most).
     int64_t batch_tokens() const;
-    int64_t peak_bytes() const;
 
   private:
     struct State;

@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstring>
 
 #include "kernels/check.h"
 #include "runtime/files.h"
@@ -83,10 +82,6 @@ Json parse_line(std::string_view line, const std::string& where) {
     return json;
 }
 
-[[noreturn]] void fail_write(const std::filesystem::path& path) {
-    throw Error(ErrorKind::other, fmt::format("{}: cannot write: {}", path.string(), std::strerror(errno)));
-}
-
 }  // namespace
 
 RunLog read_run_log(const std::filesystem::path& path) {
@@ -108,7 +103,7 @@ RunLog read_run_log(const std::filesystem::path& path) {
 RunLogWriter::RunLogWriter(const std::filesystem::path& path, const RunHeader& header) : path_(path) {
     write_file_atomically(path, header_line(header));
     file_ = ::open(path.c_str(), O_WRONLY | O_APPEND | O_CLOEXEC);
-    if (file_ < 0) fail_write(path_);
+    if (file_ < 0) fail_writing(path_, errno);
 }
 
 RunLogWriter::RunLogWriter(const std::filesystem::path& path, int64_t last_step) : path_(path) {
@@ -121,7 +116,7 @@ RunLogWriter::RunLogWriter(const std::filesystem::path& path, int64_t last_step)
     const std::string_view last = lines[static_cast<std::size_t>(last_step)];
     const auto length = static_cast<off_t>(last.data() + last.size() + 1 - text.data());
     file_ = ::open(path.c_str(), O_WRONLY | O_APPEND | O_CLOEXEC);
-    if (file_ < 0 || ::ftruncate(file_, length) != 0) fail_write(path_);
+    if (file_ < 0 || ::ftruncate(file_, length) != 0) fail_writing(path_, errno);
 }
 
 RunLogWriter::~RunLogWriter() {
@@ -131,14 +126,14 @@ RunLogWriter::~RunLogWriter() {
 void RunLogWriter::append(const RunStep& step) { write_line(step_line(step)); }
 
 void RunLogWriter::flush() {
-    if (::fsync(file_) != 0) fail_write(path_);
+    if (::fsync(file_) != 0) fail_writing(path_, errno);
 }
 
 void RunLogWriter::write_line(const std::string& line) {
     const ssize_t written = ::write(file_, line.data(), line.size());
     if (written == static_cast<ssize_t>(line.size())) return;
     if (written >= 0) errno = ENOSPC;  // a short write to a regular file: the disk is full
-    fail_write(path_);
+    fail_writing(path_, errno);
 }
 
 }  // namespace minipuzzle::distill

@@ -5,7 +5,7 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstring>
+#include <tuple>
 
 #include "runtime/artefact.h"
 #include "runtime/files.h"
@@ -48,7 +48,7 @@ SweepResult result_from(const Json& json) {
 // One line, on disk before this returns; a line that could not be written whole is taken back.
 void append_line(const std::filesystem::path& path, const std::string& line) {
     const int file = ::open(path.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644);
-    if (file < 0) throw Error(ErrorKind::other, fmt::format("{}: {}", path.string(), std::strerror(errno)));
+    if (file < 0) fail_writing(path, errno);
     const off_t end = ::lseek(file, 0, SEEK_END);
     std::size_t written = 0;
     while (written < line.size()) {
@@ -59,11 +59,10 @@ void append_line(const std::filesystem::path& path, const std::string& line) {
     }
     const bool ok = written == line.size() && ::fsync(file) == 0;
     const int error = errno;
-    const bool taken_back = ok || ::ftruncate(file, end) == 0;
+    // A cut line that cannot be taken back is dropped when the state is opened again.
+    if (!ok) std::ignore = ::ftruncate(file, end);
     ::close(file);
-    if (!ok)
-        throw Error(ErrorKind::other, fmt::format("{}: {}{}", path.string(), std::strerror(error),
-                                                  taken_back ? "" : " (its last line may be cut)"));
+    if (!ok) fail_writing(path, error);
 }
 
 }  // namespace

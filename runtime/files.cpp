@@ -27,15 +27,6 @@ constexpr const char* kMarkerText =
                                : fmt::format("{}: cannot be read: {}", path.string(), std::strerror(error)));
 }
 
-[[noreturn]] void fail_writing(const fs::path& path, int error) {
-    if (error == ENOSPC || error == EDQUOT)
-        throw Error(ErrorKind::other,
-                    fmt::format("disk full: {} could not be written; free some space or write elsewhere",
-                                path.string()));
-    const ErrorKind kind = error == EFBIG || error == EIO ? ErrorKind::other : ErrorKind::bad_input;
-    throw Error(kind, fmt::format("{}: cannot be written: {}", path.string(), std::strerror(error)));
-}
-
 // An open descriptor that closes itself.
 struct Descriptor {
     int value = -1;
@@ -104,6 +95,15 @@ void put_in_place(const fs::path& partial, const fs::path& folder) {
 }
 
 }  // namespace
+
+void fail_writing(const fs::path& path, int error) {
+    if (error == ENOSPC || error == EDQUOT)
+        throw Error(ErrorKind::other,
+                    fmt::format("disk full: {} could not be written; free some space or write elsewhere",
+                                path.string()));
+    const ErrorKind kind = error == EFBIG || error == EIO ? ErrorKind::other : ErrorKind::bad_input;
+    throw Error(kind, fmt::format("{}: cannot be written: {}", path.string(), std::strerror(error)));
+}
 
 std::string read_file(const fs::path& path) {
     const Descriptor file(path, O_RDONLY);

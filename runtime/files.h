@@ -12,6 +12,10 @@
 namespace minipuzzle {
 
 // The whole content. Error bad_input where there is no such file or it cannot be read.
+// The Error of a write that failed with errno `error`: "disk full: ..." where it is, else what the system
+// says.
+[[noreturn]] void fail_writing(const std::filesystem::path& path, int error);
+
 std::string read_file(const std::filesystem::path& path);
 
 // Writes one new file from front to back. finish() flushes it to the disk; a writer that goes away before

@@ -8,6 +8,21 @@
 
 namespace minipuzzle {
 
+// Copies of host memory to the device that run beside the operations, in the order they were given.
+class CopyQueue {
+  public:
+    virtual ~CopyQueue() = default;
+    using Ticket = int64_t;
+
+    // Starts once the operations given to the backend so far are done; `from` is pinned memory
+    // (Backend::allocate_pinned) and stays untouched until the copy is done.
+    virtual Ticket copy(std::byte* to, const std::byte* from, int64_t bytes) = 0;
+    // Operations given to the backend from here on start once that copy is done.
+    virtual void operations_wait(Ticket ticket) = 0;
+    // The host waits for that copy.
+    virtual void host_wait(Ticket ticket) = 0;
+};
+
 class Backend {
   public:
     virtual ~Backend() = default;
@@ -15,16 +30,35 @@ class Backend {
     // "cpu (x86-64-v3)", "cuda:0 (NVIDIA H200)", "measuring".
     virtual std::string name() const = 0;
     virtual DeviceKind device() const = 0;
-    // The element type of activations, parameters and gradients.
+    // The element type of activations and matrices; precise_type() of it is that of statistics, states and
+    // norm weights (ops.h, "Element types").
     virtual DType compute_type() const = 0;
 
     // `bytes` of device memory, 256-byte aligned; Error out_of_memory.
     virtual std::byte* allocate(int64_t bytes) = 0;
     virtual void free(std::byte* memory) noexcept = 0;
-    // Host to device, device to host, device to device; ordered with the operations.
+    // Bytes that allocate() could still give, about; int64 max where the device is the host.
+    virtual int64_t available() const = 0;
+    // Host memory that a CopyQueue can copy from while operations run; Error out_of_memory.
+    virtual std::byte* allocate_pinned(int64_t bytes) = 0;
+    virtual void free_pinned(std::byte* memory) noexcept = 0;
+    // Host to device, device to host, device to device; ordered with the operations. Host memory may be
+    // reused, and is filled, on return.
     virtual void copy(std::byte* to, const std::byte* from, int64_t bytes) = 0;
+    virtual std::unique_ptr<CopyQueue> make_copy_queue() = 0;
     virtual void zero(const Tensor& tensor) = 0;
     virtual void synchronize() = 0;
+
+    // A backend that validates every operation, counts the scratch memory it would take, and does nothing
+    // else: the dry run of the real wiring code (runtime/arena.h).
+    virtual std::unique_ptr<Backend> measuring() const = 0;
+    // Of a measuring backend: the most scratch bytes one operation asked for so far.
+    virtual int64_t scratch_bytes() const { return 0; }
+    // Makes room for operations of that much scratch memory, so that none allocates; Error out_of_memory.
+    virtual void reserve_scratch(int64_t bytes) = 0;
+    // A named span on the profiler's time line (NVTX), closed by end_range.
+    virtual void begin_range(const char* name) { (void)name; }
+    virtual void end_range() {}
 
     virtual void run(const EmbeddingForward&) = 0;
     virtual void run(const EmbeddingBackward&) = 0;
@@ -48,6 +82,7 @@ class Backend {
     virtual void run(const FeatureLoss&) = 0;
     virtual void run(const AbsoluteColumnSums&) = 0;
     virtual void run(const SquaredNorm&) = 0;
+    virtual void run(const RandomNormal&) = 0;
     virtual void run(const AdamW&) = 0;
 };
 
@@ -58,7 +93,7 @@ std::unique_ptr<Backend> make_backend(const std::string& device, int threads);
 // The CPU reference in the given compute type (f32 or f64).
 std::unique_ptr<Backend> make_cpu_backend(DType compute_type, int threads);
 
-// Validates every operation and does nothing else: the dry run of the real wiring code (see runtime/arena.h).
+// The dry run of any backend whose operations need no scratch memory of the device.
 std::unique_ptr<Backend> make_measuring_backend(DType compute_type, DeviceKind device);
 
 }  // namespace minipuzzle

@@ -27,6 +27,9 @@ inline constexpr DTypeInfo kDTypes[] = {
 inline constexpr const DTypeInfo& info(DType dtype) { return kDTypes[static_cast<int>(dtype)]; }
 inline constexpr int bytes_of(DType dtype) { return info(dtype).bytes; }
 
+// The type of what must not be rounded to the compute type: statistics, states, decays, norm weights.
+inline constexpr DType precise_type(DType compute) { return compute == DType::f64 ? DType::f64 : DType::f32; }
+
 template <class T>
 struct DTypeOf;
 template <>

@@ -3,10 +3,16 @@
 // dtypes.
 //
 // Letters: B batch (independent sequences), T time, R rows = B*T, D width, H heads, K kv heads, P head dim, N
-// state, G groups, F ffn, V vocab. Row-major, last axis fastest. "floating" is the backend's compute type
-// (float32 on the CPU; double in gradient checks). Parameters and their gradients have the same shape and are
-// floating. Gradients of parameters always accumulate (+=); gradients of activations overwrite unless said
-// otherwise. A Tensor that is not given (`!tensor`) is skipped where the comment says "optional".
+// state, G groups, F ffn, V vocab. Row-major, last axis fastest.
+//
+// Element types: "floating" is the backend's compute type (float32 on the CPU, double in gradient checks, bf16
+// on CUDA): activations and matrices. "precise" is float32, or double beside double: norm weights, A_log, D,
+// dt_bias, scan states, lse, per-token statistics. What is not said to be precise is floating. Arithmetic
+// between them is never narrower than precise; results are rounded once, when stored.
+//
+// Gradients have their parameter's shape. Gradients of parameters always accumulate (+=); gradients of
+// activations overwrite unless said otherwise. A Tensor that is not given (`!tensor`) is skipped where the
+// comment says "optional".
 //
 // Bits: a sequence's results depend on that sequence alone, never on B, on its place in the batch or on the
 // number of threads. Sums over tokens run in a fixed order.
@@ -41,25 +47,25 @@ struct EmbeddingBackward {
 // out = weight * x * rsqrt(mean(x^2) + eps), over the last axis (Zhang & Sennrich 2019).
 struct RmsNormForward {
     Tensor x;       // [B, T, D]
-    Tensor weight;  // [D]
+    Tensor weight;  // [D] precise
     double eps = 1e-5;
     Tensor out;  // [B, T, D]; may be x
 };
 struct RmsNormBackward {
     Tensor x;       // [B, T, D], the forward input
-    Tensor weight;  // [D]
+    Tensor weight;  // [D] precise
     double eps = 1e-5;
     Tensor d_out;     // [B, T, D]
     Tensor d_x;       // [B, T, D]; accumulates (the residual's gradient already lies there)
-    Tensor d_weight;  // [D], accumulates; optional
+    Tensor d_weight;  // [D] precise, accumulates; optional
 };
 
-// out = x * weight^T, or out += x * weight^T with `accumulate` (the residual add).
+// out = x * weight^T, plus the residual where given.
 struct LinearForward {
-    Tensor x;       // [B, T, I]
-    Tensor weight;  // [O, I]
-    Tensor out;     // [B, T, O]
-    bool accumulate = false;
+    Tensor x;         // [B, T, I]
+    Tensor weight;    // [O, I]
+    Tensor residual;  // [B, T, O], optional
+    Tensor out;       // [B, T, O]; may be residual. Precise where the accumulator's own digits are wanted
 };
 // d_x = d_out * weight; d_weight += d_out^T * x. Both optional.
 struct LinearBackward {
@@ -131,13 +137,13 @@ struct SsdForward {
     double dt_min = 0.0, dt_max = 0.0;  // time_step_limit; dt_max may be infinity
     Tensor xbc;                         // [B, T, conv_channels], after conv and SiLU
     Tensor zxbcdt;                      // [B, T, projection]; only its dt part is read
-    Tensor dt_bias, a_log, d;           // [H]
+    Tensor dt_bias, a_log, d;           // [H] precise
     Tensor document;                    // [B, T] i32, optional
-    Tensor initial_state;               // [B, H, P, N], optional; belongs to the first document of the row
+    Tensor initial_state;  // [B, H, P, N] precise, optional; belongs to the first document of the row
     Tensor y;                           // [B, T, inner], laid out [H, P]
-    Tensor final_state;                 // [B, H, P, N], optional
-    Tensor chunk_states;  // [B, ceil(T/chunk) * H, P, N], the state entering each chunk; optional, kept for
-                          // backward
+    Tensor final_state;                 // [B, H, P, N] precise, optional
+    Tensor chunk_states;  // [B, ceil(T/chunk) * H, P, N] precise, the state entering each chunk; optional,
+                          // kept for backward
 };
 struct SsdBackward {
     MambaShape shape;
@@ -146,11 +152,11 @@ struct SsdBackward {
     Tensor xbc, zxbcdt, dt_bias, a_log, d, document, initial_state;  // as forward
     Tensor chunk_states;             // as left by the forward with the same chunk
     Tensor d_y;                      // [B, T, inner]
-    Tensor d_final_state;            // [B, H, P, N], optional
+    Tensor d_final_state;            // [B, H, P, N] precise, optional
     Tensor d_xbc;                    // [B, T, conv_channels], overwritten
     Tensor d_zxbcdt;                 // [B, T, projection]; the dt part is overwritten, the rest untouched
-    Tensor d_dt_bias, d_a_log, d_d;  // [H], accumulate
-    Tensor d_initial_state;          // [B, H, P, N], overwritten; optional
+    Tensor d_dt_bias, d_a_log, d_d;  // [H] precise, accumulate
+    Tensor d_initial_state;          // [B, H, P, N] precise, overwritten; optional
 };
 
 // Gate first, then RMS over each of G contiguous groups of inner/G channels:
@@ -159,7 +165,7 @@ struct GatedNormForward {
     MambaShape shape;
     Tensor y;       // [B, T, inner]
     Tensor zxbcdt;  // [B, T, projection]
-    Tensor weight;  // [inner]
+    Tensor weight;  // [inner] precise
     double eps = 1e-5;
     Tensor out;  // [B, T, inner]; may be y
 };
@@ -170,7 +176,7 @@ struct GatedNormBackward {
     Tensor d_out;     // [B, T, inner]
     Tensor d_y;       // [B, T, inner]; may be d_out
     Tensor d_zxbcdt;  // the z part is overwritten, the rest untouched
-    Tensor d_weight;  // [inner], accumulates
+    Tensor d_weight;  // [inner] precise, accumulates
 };
 
 // ---- attention
@@ -184,7 +190,7 @@ struct AttentionForward {
     Tensor k, v;      // [B, T, K*P]
     Tensor document;  // [B, T] i32, optional
     Tensor out;       // [B, T, H*P]
-    Tensor lse;       // [B, H, T], optional; needed by backward
+    Tensor lse;       // [B, H, T] precise, optional; needed by backward
 };
 struct AttentionBackward {
     int64_t heads = 0, kv_heads = 0, head_dim = 0;
@@ -211,12 +217,12 @@ struct VocabularyLoss {
     Tensor targets;               // [R] i32; negative: the token is masked
     int64_t sequence_length = 0;  // rows of one sequence, which must divide R; 0: all rows are one sequence
     double ce_weight = 0, kl_weight = 1, temperature = 1, scale = 1;
-    Tensor ce, kl;    // [R] floating, per token, 0 where masked; each optional
+    Tensor ce, kl;    // [R] precise, per token, 0 where masked; each optional
     Tensor d_hidden;  // [R, D], overwritten; optional
     Tensor d_head;    // [V, D], accumulates; optional
 };
 
-// Statistics of one variant against a base, per token; every output is [R] floating and optional; masked rows
+// Statistics of one variant against a base, per token; every output is [R] precise and optional; masked rows
 // give 0.
 struct LogitsComparison {
     LmHead variant;
@@ -234,9 +240,9 @@ struct CompareLogits {
     LmHead base;
     Tensor targets;               // [R] i32; negative: masked
     int64_t sequence_length = 0;  // rows of one sequence, which must divide R; 0: all rows are one sequence
-    Tensor base_loss;             // [R], optional
-    Tensor base_correct;          // [R], optional
-    Tensor base_power;            // [R] sum_v z_base^2, optional
+    Tensor base_loss;             // [R] precise, optional
+    Tensor base_correct;          // [R] precise, optional
+    Tensor base_power;            // [R] precise, sum_v z_base^2, optional
     std::vector<LogitsComparison> variants;
 };
 
@@ -252,7 +258,7 @@ struct FeatureLoss {
     Tensor student, teacher;  // [R, D]
     Tensor targets;           // [R] i32; negative: masked; optional
     double scale = 1;
-    Tensor value;      // [R], optional
+    Tensor value;      // [R] precise, optional
     Tensor d_student;  // [R, D], accumulates; optional
 };
 
@@ -262,13 +268,20 @@ struct FeatureLoss {
 // out[b, f] = sum over t of |x[b, t, f]|.
 struct AbsoluteColumnSums {
     Tensor x;    // [B, T, F]
-    Tensor out;  // [B, F], overwritten
+    Tensor out;  // [B, F] precise, overwritten
 };
 
-// out[0] = sum of squares, in double, fixed order.
+// out[0] = sum of squares, in double, fixed order; not finite where an element is not.
 struct SquaredNorm {
-    Tensor x;
+    Tensor x;  // floating or precise
     double* out = nullptr;  // host memory, valid on return
+};
+
+// out[i] = scale * normal(key, i), the counter-based deviates of kernels/random.h.
+struct RandomNormal {
+    Tensor out;  // floating or precise
+    uint64_t key = 0;
+    double scale = 1;
 };
 
 // AdamW (Loshchilov & Hutter 2019) with bias correction; g = gradient * gradient_scale; decay is decoupled.
@@ -300,6 +313,7 @@ void validate(const CompareLogits&);
 void validate(const FeatureLoss&);
 void validate(const AbsoluteColumnSums&);
 void validate(const SquaredNorm&);
+void validate(const RandomNormal&);
 void validate(const AdamW&);
 
 }  // namespace minipuzzle

@@ -19,7 +19,8 @@ std::string describe(const Tensor& tensor) {
     return fmt::format("{} {}", info(tensor.dtype).name, extents);
 }
 
-// The checks of one call of one operation: exact extents, one floating type, one device.
+// The checks of one call of one operation: exact extents, one floating type (and the precise one that goes
+// with it), one device.
 class Checker {
   public:
     explicit Checker(const char* operation) : operation_(operation) {}
@@ -40,6 +41,17 @@ class Checker {
     }
     void optional(const char* name, const Tensor& tensor, std::initializer_list<int64_t> extents) {
         if (tensor) floating(name, tensor, extents);
+    }
+
+    // After the operation's first floating tensor.
+    void precise(const char* name, const Tensor& tensor, std::initializer_list<int64_t> extents) {
+        shape(name, tensor, extents);
+        require(tensor.dtype == precise_type(floating_type_),
+                fmt::format("{} is {}, expected {}", name, describe(tensor),
+                            info(precise_type(floating_type_)).name));
+    }
+    void optional_precise(const char* name, const Tensor& tensor, std::initializer_list<int64_t> extents) {
+        if (tensor) precise(name, tensor, extents);
     }
 
     void indices(const char* name, const Tensor& tensor, std::initializer_list<int64_t> extents) {
@@ -123,11 +135,11 @@ void check_ssd(Checker& check, const Ssd& args) {
         fmt::format("dt_min {} and dt_max {}: expected 0 <= dt_min <= dt_max", args.dt_min, args.dt_max));
     check.floating("zxbcdt", args.zxbcdt, {x.b, x.t, s.projection()});
     check.floating("xbc", args.xbc, {x.b, x.t, s.conv_channels()});
-    check.floating("dt_bias", args.dt_bias, {s.heads});
-    check.floating("a_log", args.a_log, {s.heads});
-    check.floating("d", args.d, {s.heads});
+    check.precise("dt_bias", args.dt_bias, {s.heads});
+    check.precise("a_log", args.a_log, {s.heads});
+    check.precise("d", args.d, {s.heads});
     check.optional_indices("document", args.document, {x.b, x.t});
-    check.optional("initial_state", args.initial_state, {x.b, s.heads, s.head_dim, s.state});
+    check.optional_precise("initial_state", args.initial_state, {x.b, s.heads, s.head_dim, s.state});
 }
 
 // What the two attention operations share.
@@ -179,7 +191,7 @@ void validate(const RmsNormForward& args) {
     Checker check("RmsNormForward");
     const Extents x(args.x);
     check.floating("x", args.x, {x.b, x.t, x.columns});
-    check.floating("weight", args.weight, {x.columns});
+    check.precise("weight", args.weight, {x.columns});
     check.floating("out", args.out, {x.b, x.t, x.columns});
 }
 
@@ -187,10 +199,10 @@ void validate(const RmsNormBackward& args) {
     Checker check("RmsNormBackward");
     const Extents x(args.x);
     check.floating("x", args.x, {x.b, x.t, x.columns});
-    check.floating("weight", args.weight, {x.columns});
+    check.precise("weight", args.weight, {x.columns});
     check.floating("d_out", args.d_out, {x.b, x.t, x.columns});
     check.floating("d_x", args.d_x, {x.b, x.t, x.columns});
-    check.optional("d_weight", args.d_weight, {x.columns});
+    check.optional_precise("d_weight", args.d_weight, {x.columns});
 }
 
 void validate(const LinearForward& args) {
@@ -199,7 +211,11 @@ void validate(const LinearForward& args) {
     const int64_t outputs = args.weight.size(0);
     check.floating("x", args.x, {x.b, x.t, x.columns});
     check.floating("weight", args.weight, {outputs, x.columns});
-    check.floating("out", args.out, {x.b, x.t, outputs});
+    check.optional("residual", args.residual, {x.b, x.t, outputs});
+    if (args.out.dtype == args.x.dtype)
+        check.floating("out", args.out, {x.b, x.t, outputs});
+    else
+        check.precise("out", args.out, {x.b, x.t, outputs});
 }
 
 void validate(const LinearBackward& args) {
@@ -265,8 +281,8 @@ void validate(const SsdForward& args) {
     const MambaShape& s = args.shape;
     const Extents x(args.zxbcdt);
     check.floating("y", args.y, {x.b, x.t, s.inner()});
-    check.optional("final_state", args.final_state, {x.b, s.heads, s.head_dim, s.state});
-    check.optional("chunk_states", args.chunk_states,
+    check.optional_precise("final_state", args.final_state, {x.b, s.heads, s.head_dim, s.state});
+    check.optional_precise("chunk_states", args.chunk_states,
                    {x.b, div_up(x.t, args.chunk) * s.heads, s.head_dim, s.state});
 }
 
@@ -275,16 +291,16 @@ void validate(const SsdBackward& args) {
     check_ssd(check, args);
     const MambaShape& s = args.shape;
     const Extents x(args.zxbcdt);
-    check.floating("chunk_states", args.chunk_states,
+    check.precise("chunk_states", args.chunk_states,
                    {x.b, div_up(x.t, args.chunk) * s.heads, s.head_dim, s.state});
     check.floating("d_y", args.d_y, {x.b, x.t, s.inner()});
-    check.optional("d_final_state", args.d_final_state, {x.b, s.heads, s.head_dim, s.state});
+    check.optional_precise("d_final_state", args.d_final_state, {x.b, s.heads, s.head_dim, s.state});
     check.floating("d_xbc", args.d_xbc, {x.b, x.t, s.conv_channels()});
     check.floating("d_zxbcdt", args.d_zxbcdt, {x.b, x.t, s.projection()});
-    check.floating("d_dt_bias", args.d_dt_bias, {s.heads});
-    check.floating("d_a_log", args.d_a_log, {s.heads});
-    check.floating("d_d", args.d_d, {s.heads});
-    check.optional("d_initial_state", args.d_initial_state, {x.b, s.heads, s.head_dim, s.state});
+    check.precise("d_dt_bias", args.d_dt_bias, {s.heads});
+    check.precise("d_a_log", args.d_a_log, {s.heads});
+    check.precise("d_d", args.d_d, {s.heads});
+    check.optional_precise("d_initial_state", args.d_initial_state, {x.b, s.heads, s.head_dim, s.state});
 }
 
 void validate(const GatedNormForward& args) {
@@ -294,7 +310,7 @@ void validate(const GatedNormForward& args) {
     const Extents x(args.y);
     check.floating("y", args.y, {x.b, x.t, s.inner()});
     check.floating("zxbcdt", args.zxbcdt, {x.b, x.t, s.projection()});
-    check.floating("weight", args.weight, {s.inner()});
+    check.precise("weight", args.weight, {s.inner()});
     check.floating("out", args.out, {x.b, x.t, s.inner()});
 }
 
@@ -305,25 +321,25 @@ void validate(const GatedNormBackward& args) {
     const Extents x(args.y);
     check.floating("y", args.y, {x.b, x.t, s.inner()});
     check.floating("zxbcdt", args.zxbcdt, {x.b, x.t, s.projection()});
-    check.floating("weight", args.weight, {s.inner()});
+    check.precise("weight", args.weight, {s.inner()});
     check.floating("d_out", args.d_out, {x.b, x.t, s.inner()});
     check.floating("d_y", args.d_y, {x.b, x.t, s.inner()});
     check.floating("d_zxbcdt", args.d_zxbcdt, {x.b, x.t, s.projection()});
-    check.floating("d_weight", args.d_weight, {s.inner()});
+    check.precise("d_weight", args.d_weight, {s.inner()});
 }
 
 void validate(const AttentionForward& args) {
     Checker check("AttentionForward");
     check_attention(check, args);
     const Extents x(args.q);
-    check.optional("lse", args.lse, {x.b, args.heads, x.t});
+    check.optional_precise("lse", args.lse, {x.b, args.heads, x.t});
 }
 
 void validate(const AttentionBackward& args) {
     Checker check("AttentionBackward");
     check_attention(check, args);
     const Extents x(args.q);
-    check.floating("lse", args.lse, {x.b, args.heads, x.t});
+    check.precise("lse", args.lse, {x.b, args.heads, x.t});
     check.floating("d_out", args.d_out, {x.b, x.t, args.heads * args.head_dim});
     check.floating("d_q", args.d_q, {x.b, x.t, args.heads * args.head_dim});
     check.floating("d_k", args.d_k, {x.b, x.t, args.kv_heads * args.head_dim});
@@ -342,8 +358,8 @@ void validate(const VocabularyLoss& args) {
     check.indices("targets", args.targets, {rows});
     check_sequence_length(check, args.sequence_length, rows);
     check.require(args.temperature > 0, fmt::format("temperature is {}, expected > 0", args.temperature));
-    check.optional("ce", args.ce, {rows});
-    check.optional("kl", args.kl, {rows});
+    check.optional_precise("ce", args.ce, {rows});
+    check.optional_precise("kl", args.kl, {rows});
     check.optional("d_hidden", args.d_hidden, {rows, args.student.hidden.size(1)});
     check.optional("d_head", args.d_head, {vocabulary, args.student.hidden.size(1)});
 }
@@ -355,18 +371,18 @@ void validate(const CompareLogits& args) {
     check_lm_head(check, "base", args.base, rows, vocabulary);
     check.indices("targets", args.targets, {rows});
     check_sequence_length(check, args.sequence_length, rows);
-    check.optional("base_loss", args.base_loss, {rows});
-    check.optional("base_correct", args.base_correct, {rows});
-    check.optional("base_power", args.base_power, {rows});
+    check.optional_precise("base_loss", args.base_loss, {rows});
+    check.optional_precise("base_correct", args.base_correct, {rows});
+    check.optional_precise("base_power", args.base_power, {rows});
     for (const LogitsComparison& comparison : args.variants) {
         check_lm_head(check, "variant", comparison.variant, rows, vocabulary);
-        check.optional("loss", comparison.loss, {rows});
-        check.optional("correct", comparison.correct, {rows});
-        check.optional("kl", comparison.kl, {rows});
-        check.optional("agrees", comparison.agrees, {rows});
-        check.optional("error", comparison.error, {rows});
-        check.optional("hidden_mse", comparison.hidden_mse, {rows});
-        check.optional("cosine", comparison.cosine, {rows});
+        check.optional_precise("loss", comparison.loss, {rows});
+        check.optional_precise("correct", comparison.correct, {rows});
+        check.optional_precise("kl", comparison.kl, {rows});
+        check.optional_precise("agrees", comparison.agrees, {rows});
+        check.optional_precise("error", comparison.error, {rows});
+        check.optional_precise("hidden_mse", comparison.hidden_mse, {rows});
+        check.optional_precise("cosine", comparison.cosine, {rows});
         check.require(
             (!comparison.hidden_mse && !comparison.cosine) || comparison.variant.hidden.size(1) == width,
             "hidden_mse and cosine need a variant as wide as the base");
@@ -379,7 +395,7 @@ void validate(const FeatureLoss& args) {
     check.floating("student", args.student, {rows, width});
     check.floating("teacher", args.teacher, {rows, width});
     check.optional_indices("targets", args.targets, {rows});
-    check.optional("value", args.value, {rows});
+    check.optional_precise("value", args.value, {rows});
     check.optional("d_student", args.d_student, {rows, width});
 }
 
@@ -387,13 +403,18 @@ void validate(const AbsoluteColumnSums& args) {
     Checker check("AbsoluteColumnSums");
     const Extents x(args.x);
     check.floating("x", args.x, {x.b, x.t, x.columns});
-    check.floating("out", args.out, {x.b, x.columns});
+    check.precise("out", args.out, {x.b, x.columns});
 }
 
 void validate(const SquaredNorm& args) {
     Checker check("SquaredNorm");
     check.same("x", args.x, args.x);
     check.require(args.out != nullptr, "out is not given");
+}
+
+void validate(const RandomNormal& args) {
+    Checker check("RandomNormal");
+    check.same("out", args.out, args.out);
 }
 
 void validate(const AdamW& args) {

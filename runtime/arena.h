@@ -70,7 +70,7 @@ class ArenaScope {
 class MeasuredRunner {
   public:
     explicit MeasuredRunner(Backend& backend)
-        : backend_(backend), dry_backend_(make_measuring_backend(backend.compute_type(), backend.device())) {}
+        : backend_(backend), dry_backend_(backend.measuring()) {}
 
     template <class Wiring>
     void run(Wiring&& wiring) {
@@ -80,6 +80,7 @@ class MeasuredRunner {
             arena_.reset();
             arena_.emplace(DeviceArena::sized(backend_, dry.peak()));
         }
+        backend_.reserve_scratch(dry_backend_->scratch_bytes());
         wiring(backend_, *arena_);
         arena_->release(0);
     }

@@ -92,8 +92,7 @@ FfnActivations ffn_forward(const LayerContext& context, const FfnWeights& weight
 
 void add_to_residual(const LayerContext& context, const Tensor& branch, const Tensor& projection,
                      const Tensor& out) {
-    if (out.data != context.in.data) context.backend.copy(out.data, context.in.data, context.in.bytes());
-    context.backend.run(LinearForward{.x = branch, .weight = projection, .out = out, .accumulate = true});
+    context.backend.run(LinearForward{.x = branch, .weight = projection, .residual = context.in, .out = out});
 }
 
 }  // namespace minipuzzle

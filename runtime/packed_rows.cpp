@@ -1,7 +1,7 @@
 #include <algorithm>
 
 #include "kernels/check.h"
-#include "runtime/random.h"
+#include "kernels/random.h"
 #include "runtime/token_source.h"
 
 namespace minipuzzle {

@@ -10,7 +10,7 @@
 
 #include "kernels/check.h"
 #include "runtime/files.h"
-#include "runtime/random.h"
+#include "kernels/random.h"
 
 namespace minipuzzle {
 namespace {

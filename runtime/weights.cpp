@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "runtime/random.h"
+#include "kernels/random.h"
 
 namespace minipuzzle {
 

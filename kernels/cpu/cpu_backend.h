@@ -32,9 +32,17 @@ class CpuBackend final : public Backend {
     DType compute_type() const override { return DTypeOf<T>::value; }
     std::byte* allocate(int64_t bytes) override;
     void free(std::byte* memory) noexcept override;
+    int64_t available() const override { return std::numeric_limits<int64_t>::max(); }
+    std::byte* allocate_pinned(int64_t bytes) override { return allocate(bytes); }
+    void free_pinned(std::byte* memory) noexcept override { free(memory); }
     void copy(std::byte* to, const std::byte* from, int64_t bytes) override;
+    std::unique_ptr<CopyQueue> make_copy_queue() override;
     void zero(const Tensor& tensor) override;
     void synchronize() override {}
+    std::unique_ptr<Backend> measuring() const override {
+        return make_measuring_backend(compute_type(), DeviceKind::cpu);
+    }
+    void reserve_scratch(int64_t) override {}
 
     void run(const EmbeddingForward&) override;
     void run(const EmbeddingBackward&) override;
@@ -58,6 +66,7 @@ class CpuBackend final : public Backend {
     void run(const FeatureLoss&) override;
     void run(const AbsoluteColumnSums&) override;
     void run(const SquaredNorm&) override;
+    void run(const RandomNormal&) override;
     void run(const AdamW&) override;
 
   private:

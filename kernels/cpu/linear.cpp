@@ -18,7 +18,10 @@ void CpuBackend<T>::run(const LinearForward& args) {
         const auto w_block = matrix(weight + columns.begin * inputs, columns.count, inputs, inputs);
         auto out_block =
             matrix(out + rows.begin * outputs + columns.begin, rows.count, columns.count, outputs);
-        if (args.accumulate) {
+        if (args.residual) {
+            if (args.residual.data != args.out.data)
+                out_block = matrix<T>(args.residual.as<T>() + rows.begin * outputs + columns.begin, rows.count,
+                                      columns.count, outputs);
             out_block.noalias() += x_block * w_block.transpose();
         } else {
             out_block.noalias() = x_block * w_block.transpose();

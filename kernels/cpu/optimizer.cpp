@@ -1,5 +1,6 @@
 #include "kernels/cpu/blocks.h"
 #include "kernels/cpu/lanes.h"
+#include "kernels/random.h"
 
 namespace minipuzzle::cpu {
 inline namespace MINIPUZZLE_ISA {
@@ -21,6 +22,16 @@ void CpuBackend<T>::run(const SquaredNorm& args) {
     double total = 0;
     for (int64_t block = 0; block < blocks.count(); ++block) total += sums[block];
     *args.out = total;
+}
+
+template <class T>
+void CpuBackend<T>::run(const RandomNormal& args) {
+    validate(args);
+    T* out = args.out.as<T>();
+    for_blocks(pool_, args.out.elements(), kElementBlock, [=](Block block) {
+        for (int64_t i = block.begin; i < block.end(); ++i)
+            out[i] = static_cast<T>(args.scale * counter_normal(args.key, i));
+    });
 }
 
 template <class T>
@@ -48,6 +59,7 @@ void CpuBackend<T>::run(const AdamW& args) {
 
 #define MINIPUZZLE_INSTANTIATE(T)                              \
     template void CpuBackend<T>::run(const SquaredNorm& args); \
+    template void CpuBackend<T>::run(const RandomNormal& args); \
     template void CpuBackend<T>::run(const AdamW& args);
 MINIPUZZLE_INSTANTIATE(float)
 MINIPUZZLE_INSTANTIATE(double)

@@ -4,7 +4,7 @@
 
 #include "distill/memory_plan.h"
 #include "distill/optimizer.h"
-#include "runtime/random.h"
+#include "kernels/random.h"
 #include "tests/catch.h"
 #include "tests/distill/fixture.h"
 

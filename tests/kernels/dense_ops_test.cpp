@@ -123,7 +123,7 @@ TEMPLATE_TEST_CASE("linear multiplies and accumulates at every size", "", float,
     const auto cpu = backend<TestType>();
     cpu->run(args);
     CHECK(relative_error(out, expected) < kTolerance<TestType>);
-    args.accumulate = true;
+    args.residual = args.out;
     cpu->run(args);
     for (double& value : expected) value *= 2;
     CHECK(relative_error(out, expected) < kTolerance<TestType>);

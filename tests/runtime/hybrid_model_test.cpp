@@ -3,7 +3,7 @@
 #include <cmath>
 #include <limits>
 
-#include "runtime/random.h"
+#include "kernels/random.h"
 #include "tests/catch.h"
 #include "tests/support/tiny_model.h"
 

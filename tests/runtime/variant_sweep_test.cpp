@@ -4,7 +4,7 @@
 
 #include "runtime/evaluate.h"
 #include "runtime/ffn_slice.h"
-#include "runtime/random.h"
+#include "kernels/random.h"
 #include "tests/catch.h"
 #include "tests/support/temp_dir.h"
 #include "tests/support/tiny_model.h"

@@ -1,0 +1,35 @@
+// The launchers of the CUDA backend, one per operation of ops.h; arguments were validated. bf16 storage,
+// float32 accumulation, no atomics: results repeat bit for bit and a sequence's bits depend on that sequence
+// alone. Each launcher states its ideal bytes and FLOPs in its source.
+#pragma once
+
+#include "kernels/cuda/device.h"
+#include "kernels/ops.h"
+
+namespace minipuzzle::cuda {
+
+class Products;   // products.h
+class Attention;  // attention.h
+
+void run(const Context&, const EmbeddingForward&);
+void run(const Context&, const RmsNormForward&);
+void run(const Context&, const SquaredReluForward&);
+void run(const Context&, const Add&);
+void run(const Context&, const ConvForward&);
+void run(const Context&, const SsdForward&);
+void run(const Context&, const GatedNormForward&);
+void run(const Context&, const AbsoluteColumnSums&);
+void run(const Context&, const SquaredNorm&);
+void run(const Context&, const RandomNormal&);
+// These go through a library and keep its plans.
+void run(const Context&, Products&, const LinearForward&);
+void run(const Context&, Attention&, const AttentionForward&);
+void run(const Context&, Products&, const CompareLogits&);
+
+// Scratch memory of one call, from shapes alone (tensors may have no memory).
+int64_t scratch_bytes(const SsdForward&);
+int64_t scratch_bytes(const AttentionForward&);
+int64_t scratch_bytes(const CompareLogits&);
+int64_t scratch_bytes(const SquaredNorm&);
+
+}  // namespace minipuzzle::cuda

@@ -228,6 +228,8 @@ class EveryOperation {
         const Tensor weight = parameter({300, 301}), step = parameter({300, 301});
         double norm = 0;
         backend_.run(SquaredNorm{weight, &norm});
+        Tensor deviates = weight;
+        backend_.run(RandomNormal{deviates, 5, 2});
         parameters["squared norm"] = {static_cast<float>(norm)};
         backend_.run(AdamW{gradient("adamw parameter", weight), step, gradient("moment1", weight),
                            gradient("moment2", weight), 0.01});

@@ -34,6 +34,14 @@ void WorkloadOptions::add_to(OptionTable& table) {
     table.bytes("buffers", buffers, "memory of anything else at run time");
 }
 
+void WeightOptions::add_to(OptionTable& table) {
+    table.text("arch", "NAME", arch, "or: a published architecture, with --random-weights");
+    table.flag("random-weights", random_weights,
+               "weights drawn from --seed and the tensors' names, to measure speed and memory");
+    table.bytes("weight-memory", weight_memory,
+                "device memory for the weights; layers beyond it are streamed; 0: all stay there");
+}
+
 void WindowOptions::add_to(OptionTable& table) {
     table.count("seq-len", seq_len, "predicted tokens a window; longer rows are cut", 1);
     table.count("samples", samples, "windows, in seeded order; 0: all");

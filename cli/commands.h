@@ -20,6 +20,15 @@ struct WindowOptions {
     void add_to(OptionTable& table);
 };
 
+// Which weights a model runs with besides a folder's, and how much of the device's memory they may take.
+struct WeightOptions {
+    std::string arch;
+    bool random_weights = false;
+    int64_t weight_memory = 0;  // bytes; 0: all weights on the device
+
+    void add_to(OptionTable& table);
+};
+
 struct InspectCommand : Command {
     std::vector<std::string> targets;
     std::string arch, scores, plans, model;
@@ -36,6 +45,7 @@ struct InspectCommand : Command {
 
 struct ScoreCommand : Command {
     std::string model, out = "scores.json";
+    WeightOptions weights;
     std::vector<std::string> data;
     WindowOptions windows;
     std::optional<std::vector<int64_t>> width;
@@ -90,6 +100,7 @@ struct DistillCommand : Command {
 
 struct EvalCommand : Command {
     std::string model, reference, plans, width_scores, out;
+    WeightOptions weights;
     std::vector<std::string> data;
     WindowOptions windows;
 

@@ -8,9 +8,10 @@
 namespace minipuzzle::cli {
 namespace {
 
-// The sum of squares of a layer's parameters, in a fixed order: two layers of one model differ in it, two runs do
-// not.
-double checksum(Backend& backend, const Architecture& architecture, const WeightSource& source, int64_t layer) {
+// The sum of squares of a layer's parameters, in a fixed order: two layers of one model differ in it, two
+// runs do not.
+double checksum(Backend& backend, const Architecture& architecture, const WeightSource& source,
+                int64_t layer) {
     source.use(layer);
     Weights weights = *source;
     double sum = 0;
@@ -38,7 +39,8 @@ OpenedModel::OpenedModel(Backend& backend, const std::string& folder, const Weig
     : name_(folder) {
     if (folder.empty() == options.arch.empty()) fail_usage("give one of --model FOLDER and --arch NAME");
     if (options.random_weights != !options.arch.empty())
-        fail_usage("--arch NAME and --random-weights go together: a published architecture has no weights here");
+        fail_usage(
+            "--arch NAME and --random-weights go together: a published architecture has no weights here");
     if (options.arch.empty()) {
         checkpoint_.emplace(folder);
         architecture_ = checkpoint_->architecture();
@@ -57,8 +59,8 @@ OpenedModel::OpenedModel(Backend& backend, const std::string& folder, const Weig
 void OpenedModel::place(Backend& backend, int64_t weight_memory) {
     if (weight_memory > 0)
         streamed_ = std::make_unique<StreamedWeights>(
-            backend, architecture_, *source_,
-            checkpoint_ ? StreamFrom::source : StreamFrom::pinned_memory, weight_memory);
+            backend, architecture_, *source_, checkpoint_ ? StreamFrom::source : StreamFrom::pinned_memory,
+            weight_memory);
     else
         resident_ = std::make_unique<WeightMemory>(load_weights(backend, architecture_, *source_));
 }

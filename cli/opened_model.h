@@ -1,4 +1,5 @@
-// A model to be measured: a checkpoint, or a published architecture with random weights; on the device or streamed.
+// A model to be measured: a checkpoint, or a published architecture with random weights; on the device or
+// streamed.
 #pragma once
 
 #include <memory>

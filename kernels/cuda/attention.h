@@ -8,8 +8,8 @@
 
 namespace minipuzzle::cuda {
 
-// Keeps cuDNN's handle and one plan per (T, heads, kv_heads, head_dim, lse), each for one sequence, so that bits
-// never depend on the batch. A plan is built when a shape is first seen.
+// Keeps cuDNN's handle and one plan per (T, heads, kv_heads, head_dim, lse), each for one sequence, so that
+// bits never depend on the batch. A plan is built when a shape is first seen.
 class Attention {
   public:
     Attention();

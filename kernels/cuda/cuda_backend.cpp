@@ -16,8 +16,7 @@ namespace minipuzzle::cuda {
 
 void fail_cuda(cudaError_t error, const char* expression, const char* file, int line) {
     cudaGetLastError();  // an error that is not sticky must not be reported twice
-    const ErrorKind kind =
-        error == cudaErrorMemoryAllocation ? ErrorKind::out_of_memory : ErrorKind::other;
+    const ErrorKind kind = error == cudaErrorMemoryAllocation ? ErrorKind::out_of_memory : ErrorKind::other;
     throw Error(kind, fmt::format("CUDA: {} ({}) from {} at {}:{}", cudaGetErrorString(error),
                                   cudaGetErrorName(error), expression, file, line));
 }
@@ -254,14 +253,16 @@ std::unique_ptr<Backend> make_cuda_backend(int index) {
     const int count = device_count();
     if (count == 0) fail_usage("no CUDA device was found (is the NVIDIA driver there?): use --device cpu");
     if (index < 0 || index >= count)
-        fail_usage(fmt::format("device is cuda:{}, but this machine has cuda:0 to cuda:{}", index, count - 1));
+        fail_usage(
+            fmt::format("device is cuda:{}, but this machine has cuda:0 to cuda:{}", index, count - 1));
     int major = 0, minor = 0;
     MP_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index));
     MP_CUDA(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index));
     if (major * 10 + minor < kOldestArchitecture)
-        fail_usage(fmt::format("cuda:{} has compute capability {}.{}, this program needs {}.{} or newer: use "
-                               "--device cpu",
-                               index, major, minor, kOldestArchitecture / 10, kOldestArchitecture % 10));
+        fail_usage(
+            fmt::format("cuda:{} has compute capability {}.{}, this program needs {}.{} or newer: use "
+                        "--device cpu",
+                        index, major, minor, kOldestArchitecture / 10, kOldestArchitecture % 10));
     return std::make_unique<CudaBackend>(index);
 }
 

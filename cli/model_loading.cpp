@@ -9,11 +9,11 @@
 namespace minipuzzle::cli {
 namespace fs = std::filesystem;
 
-std::unique_ptr<Backend> open_backend(const Context& context) {
+std::unique_ptr<Backend> open_backend(const Context& context, Work work) {
     constexpr int64_t kMostThreads = 1024;
     if (context.globals.threads > kMostThreads)
         fail_usage(fmt::format("--threads: at most {}", kMostThreads));
-    auto backend = make_backend(context.globals.device, narrow<int>(context.globals.threads));
+    auto backend = make_backend(context.globals.device, narrow<int>(context.globals.threads), work);
     context.console.detail("device " + backend->name());
     return backend;
 }

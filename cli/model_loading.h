@@ -19,8 +19,8 @@
 
 namespace minipuzzle::cli {
 
-// The device that --device and --threads ask for.
-std::unique_ptr<Backend> open_backend(const Context& context);
+// The device that --device and --threads ask for; says which it took where the user left it open.
+std::unique_ptr<Backend> open_backend(const Context& context, Work work = Work::inference);
 
 // A model folder with its weights on the backend.
 struct LoadedModel {

@@ -84,7 +84,8 @@ struct OnlineSoftmax {
     int argmax = INT_MAX;
     float sum = 0;  // sum 2^(L z - shift)
 
-    __device__ float shift() const { return largest * kLog2E; }
+    // Rounded here, never inside a fused operation: every term is relative to this very number.
+    __device__ float shift() const { return __fmul_rn(largest, kLog2E); }
 
     template <class Columns, int kCount>
     __device__ void take(const float (&z)[kCount], int begin) {

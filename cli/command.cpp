@@ -55,6 +55,7 @@ std::vector<std::unique_ptr<Command>> all_commands() {
     commands.push_back(std::make_unique<PruneCommand>());
     commands.push_back(std::make_unique<DistillCommand>());
     commands.push_back(std::make_unique<EvalCommand>());
+    commands.push_back(std::make_unique<BenchCommand>());
     commands.push_back(std::make_unique<ReportCommand>());
     commands.push_back(std::make_unique<RunCommand>());
     return commands;

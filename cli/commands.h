@@ -110,6 +110,15 @@ struct EvalCommand : Command {
     CommandResult run(const Context& context) override;
 };
 
+struct BenchCommand : Command {
+    std::string what, match;
+
+    const char* name() const override { return "bench"; }
+    const char* help() const override { return "Measure the operations of this device against its limits"; }
+    OptionTable options() override;
+    CommandResult run(const Context& context) override;
+};
+
 struct ReportCommand : Command {
     std::string folder, out;
 

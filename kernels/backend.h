@@ -1,6 +1,7 @@
 // Backend: one virtual function per operation of ops.h, plus memory. Chosen at run time.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -48,6 +49,9 @@ class Backend {
     virtual std::unique_ptr<CopyQueue> make_copy_queue() = 0;
     virtual void zero(const Tensor& tensor) = 0;
     virtual void synchronize() = 0;
+    // What the device takes for the operations that `operations` gives it, in milliseconds; they are done on
+    // return.
+    virtual double elapsed_ms(const std::function<void()>& operations) = 0;
 
     // A backend that validates every operation, counts the scratch memory it would take, and does nothing
     // else: the dry run of the real wiring code (runtime/arena.h).

@@ -101,6 +101,8 @@ class CudaBackend final : public Backend {
     ~CudaBackend() override {
         cudaStreamSynchronize(context_.stream);
         cudaFree(context_.scratch);
+        for (cudaEvent_t event : marks_)
+            if (event) cudaEventDestroy(event);
         cudaStreamDestroy(context_.stream);
     }
 
@@ -156,6 +158,17 @@ class CudaBackend final : public Backend {
         if (tensor.bytes() > 0) MP_CUDA(cudaMemsetAsync(tensor.data, 0, tensor.bytes(), context_.stream));
     }
     void synchronize() override { MP_CUDA(cudaStreamSynchronize(context_.stream)); }
+    double elapsed_ms(const std::function<void()>& operations) override {
+        for (cudaEvent_t& event : marks_)
+            if (!event) MP_CUDA(cudaEventCreate(&event));
+        MP_CUDA(cudaEventRecord(marks_[0], context_.stream));
+        operations();
+        MP_CUDA(cudaEventRecord(marks_[1], context_.stream));
+        MP_CUDA(cudaEventSynchronize(marks_[1]));
+        float milliseconds = 0;
+        MP_CUDA(cudaEventElapsedTime(&milliseconds, marks_[0], marks_[1]));
+        return milliseconds;
+    }
 
     std::unique_ptr<Backend> measuring() const override { return std::make_unique<CudaMeasuringBackend>(); }
     void reserve_scratch(int64_t bytes) override {
@@ -236,6 +249,7 @@ class CudaBackend final : public Backend {
     int index_;
     std::string device_name_;
     Context context_;
+    cudaEvent_t marks_[2] = {};  // of elapsed_ms()
     std::unique_ptr<Products> products_;
     Attention attention_;
 };

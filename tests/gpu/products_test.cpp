@@ -127,8 +127,8 @@ TEST_CASE("a row of a product depends on that row alone", "[gpu]") {
                           Case{256, 1104, DType::bf16, false}, Case{192, 256, DType::f32, false},
                           Case{33, 57, DType::bf16, true}}) {
         CAPTURE(c.inputs, c.outputs, info(c.type).name, c.residual);
-        const DeviceTensor weight(*gpu, DType::bf16, {c.outputs, c.inputs},
-                                  Random(5).normals(c.outputs * c.inputs, 0, 1 / std::sqrt(c.inputs)));
+        const DeviceTensor weight(*gpu, DType::bf16, {c.outputs, c.inputs});
+        gpu->run(RandomNormal{.out = weight, .key = 5, .scale = 1 / std::sqrt(c.inputs)});
         const DeviceTensor x(*gpu, DType::bf16, {1, kRows, c.inputs});
         const DeviceTensor first(*gpu, DType::bf16, {c.inputs}, Random(6).normals(c.inputs));
         gpu->copy(x.view().data, first.view().data, first.view().bytes());
@@ -139,11 +139,11 @@ TEST_CASE("a row of a product depends on that row alone", "[gpu]") {
             gpu->copy(residual.view().data, one.view().data, one.view().bytes());
             repeat_first_row(*gpu, residual);
         }
-        DeviceTensor out(*gpu, c.type, {1, kRows, c.outputs});
+        const DeviceTensor out(*gpu, c.type, {1, kRows, c.outputs});
         std::vector<std::byte> expected;
         for (const int64_t rows : {int64_t{8192}, int64_t{1}, int64_t{7}, int64_t{512}, kRows}) {
             CAPTURE(rows);
-            out.poison();
+            gpu->zero(out);
             LinearForward args{.x = leading_rows(x, rows), .weight = weight, .out = leading_rows(out, rows)};
             if (c.residual) args.residual = leading_rows(residual, rows);
             gpu->run(args);

@@ -26,12 +26,17 @@ using Desc = Owned<std::remove_pointer_t<cublasLtMatmulDesc_t>>;
 using Layout = Owned<std::remove_pointer_t<cublasLtMatrixLayout_t>>;
 using Preference = Owned<std::remove_pointer_t<cublasLtMatmulPreference_t>>;
 
-Desc make_desc() {
+// With a residual the factors 1 of the product and of the residual lie in device memory, where the library
+// cannot see that they are 1: in place it would otherwise let the memory system add, which rounds the product
+// to bf16 before the sum, so that a result depended on where it is written.
+Desc make_desc(bool with_residual) {
     cublasLtMatmulDesc_t desc = nullptr;
     MP_CUBLAS(cublas_lt().desc_create(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
     Desc owned(desc, cublas_lt().desc_destroy);
     const cublasOperation_t transposed = CUBLAS_OP_T;
+    const int32_t factors = with_residual ? CUBLASLT_POINTER_MODE_DEVICE : CUBLASLT_POINTER_MODE_HOST;
     MP_CUBLAS(cublas_lt().desc_set(desc, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed));
+    MP_CUBLAS(cublas_lt().desc_set(desc, CUBLASLT_MATMUL_DESC_POINTER_MODE, &factors, sizeof factors));
     return owned;
 }
 
@@ -55,8 +60,8 @@ void require_aligned(const std::byte* memory, uint32_t alignment) {
 // Everything cuBLASLt wants to know about one weight shape. The library is column-major: it sees weight^T
 // [inputs, outputs], x^T [inputs, rows] and out^T [outputs, rows], so out^T = (weight^T)^T * x^T.
 struct Plan {
-    Plan(int64_t inputs, int64_t outputs, DType out_type)
-        : desc(make_desc()),
+    Plan(int64_t inputs, int64_t outputs, DType out_type, bool with_residual)
+        : desc(make_desc(with_residual)),
           weight(make_layout(CUDA_R_16BF, inputs, outputs)),
           x(make_layout(CUDA_R_16BF, inputs, kReferenceRows)),
           out(make_layout(out_type == DType::f32 ? CUDA_R_32F : CUDA_R_16BF, outputs, kReferenceRows)),
@@ -138,27 +143,33 @@ struct Products::State {
 
     State() {
         MP_CUBLAS(cublas_lt().create(&handle));
-        const cudaError_t error = cudaMalloc(&workspace, kWorkspaceBytes);
+        const float value = 1;
+        cudaError_t error = cudaMalloc(&memory, kWorkspaceBytes + sizeof value);
+        if (error == cudaSuccess) error = cudaMemcpy(one(), &value, sizeof value, cudaMemcpyHostToDevice);
         if (error == cudaSuccess) return;
-        cublas_lt().destroy(handle);
+        release();
         MP_CUDA(error);
     }
-    ~State() {
-        cudaFree(workspace);
+    ~State() { release(); }
+    void release() {
+        cudaFree(memory);
         cublas_lt().destroy(handle);
     }
+
+    void* workspace() { return memory; }
+    void* one() { return static_cast<std::byte*>(memory) + kWorkspaceBytes; }
 
     Plan& plan_of(const Product& product) {
         const Key key{product.inputs, product.outputs, product.out_type, product.residual != nullptr};
         const auto known = plans.find(key);
         if (known != plans.end()) return known->second;
-        Plan plan(product.inputs, product.outputs, product.out_type);
+        Plan plan(product.inputs, product.outputs, product.out_type, product.residual != nullptr);
         plan.algorithm = choose_algorithm(handle, plan);
         return plans.emplace(key, std::move(plan)).first->second;
     }
 
     cublasLtHandle_t handle = nullptr;
-    void* workspace = nullptr;
+    void* memory = nullptr;  // the workspace, then a float32 1
     std::map<Key, Plan> plans;
 };
 
@@ -179,11 +190,14 @@ void Products::run(const Context& context, const Product& product) {
     require_aligned(product.residual, plan.output_alignment);
     require_aligned(product.out, plan.output_alignment);
     plan.set_rows(product.rows);
-    const float one = 1, beta = product.residual ? 1 : 0;
-    const void* added = product.residual ? product.residual : product.out;
-    MP_CUBLAS(cublas_lt().matmul(state_->handle, plan.desc.get(), &one, product.weight, plan.weight.get(),
-                                 product.x, plan.x.get(), &beta, added, plan.out.get(), product.out,
-                                 plan.out.get(), &*plan.algorithm, state_->workspace, kWorkspaceBytes,
+    const float one = 1, zero = 0;
+    const bool adds = product.residual != nullptr;
+    const void* const alpha = adds ? state_->one() : &one;
+    const void* const beta = adds ? state_->one() : &zero;
+    const std::byte* const added = adds ? product.residual : product.out;
+    MP_CUBLAS(cublas_lt().matmul(state_->handle, plan.desc.get(), alpha, product.weight, plan.weight.get(),
+                                 product.x, plan.x.get(), beta, added, plan.out.get(), product.out,
+                                 plan.out.get(), &*plan.algorithm, state_->workspace(), kWorkspaceBytes,
                                  context.stream));
 }
 

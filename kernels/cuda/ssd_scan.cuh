@@ -254,10 +254,22 @@ struct State {
     }
 };
 
+// y of a chunk as accumulators, in two parts like x's tiles.
+template <int kP>
+struct Output {
+    float main[kP < 64 ? kP / 2 : 32];
+    float rest[8];
+    __device__ void pin() {
+        sm90::pin(main);
+        if constexpr (kP > 64) sm90::pin(rest);
+    }
+};
+
 // The steps of one warpgroup (one head) within a chunk. Pointers and addresses are those of the current stage.
 template <int kP, int kN, bool kDocuments, bool kPartial>
 struct Head {
     using L = Layout<kP, kN, kPartial>;
+    using Output = ssd::Output<kP>;
     static constexpr auto kWide = sm90::Swizzle::b128;
     static constexpr auto kNarrow = sm90::Swizzle::b32;
     int warp, lane;
@@ -292,10 +304,7 @@ struct Head {
         if (16 * warp < L::kMain) {
             scaled_x<L::kSwizzle>(x_tile, 2 * warp, steps, first_token, x);
         } else {
-#pragma unroll
-            for (auto& row : x)
-#pragma unroll
-                for (uint32_t& value : row) value = 0;
+            sm90::set_zero(x);
         }
     }
 
@@ -305,10 +314,9 @@ struct Head {
 
     // S^T += X'^T B, the first 64 rows; asynchronous.
     __device__ void add_to_state(float (&state)[kN / 2], const uint32_t (&x)[4][4], uint32_t b) const {
-        const uint64_t of_b = sm90::descriptor<kWide>(b, L::kBlockBytes);
+        const sm90::Descriptor of_b = sm90::descriptor<kWide>(b, L::kBlockBytes);
 #pragma unroll
-        for (int k = 0; k < 4; ++k)
-            sm90::Wgmma<kN>::registers_by_shared(state, x[k], of_b + (k * 16 * 128 >> 4), 1);
+        for (int k = 0; k < 4; ++k) sm90::Wgmma<kN>::registers_by_shared(state, x[k], of_b + k * 16 * 128, 1);
     }
     // The last 16 rows.
     __device__ void add_to_rest(State<kP, kN>& state, const uint32_t (&x)[4][4], uint32_t b) const {
@@ -336,33 +344,33 @@ struct Head {
 
     // scores = C B^T, asynchronous.
     __device__ void start_scores(float (&scores)[32], uint32_t c, uint32_t b) const {
-        const uint64_t of_c = sm90::descriptor<kWide>(c, 0), of_b = sm90::descriptor<kWide>(b, 0);
-#pragma unroll
-        for (int k = 0; k < kN / 16; ++k) {
-            const int at = k / 4 * (L::kBlockBytes >> 4) + k % 4 * 2;
-            sm90::Wgmma<64>::shared(scores, of_c + at, of_b + at, k > 0);
-        }
+        multiply_c<64>(scores, c, b, L::kBlockBytes);
     }
     // y = C S, asynchronous.
-    __device__ void start_y(float (&y)[kP / 2], uint32_t c, uint32_t state) const {
-        const uint64_t of_c = sm90::descriptor<kWide>(c, 0), of_s = sm90::descriptor<kWide>(state, 0);
+    __device__ void start_y(Output& y, uint32_t c, uint32_t state) const {
+        multiply_c<L::kMain>(y.main, c, state, L::kStateBlockBytes);
+        if constexpr (L::kRest > 0) multiply_c<L::kRest>(y.rest, c, state + L::kMain * 128, L::kStateBlockBytes);
+    }
+    // C times kColumns rows of an operand whose blocks of 64 state columns lie so many bytes apart.
+    template <int kColumns>
+    static __device__ void multiply_c(float* d, uint32_t c, uint32_t operand, uint32_t block_bytes) {
+        const sm90::Descriptor of_c = sm90::descriptor<kWide>(c, 0), of_operand = sm90::descriptor<kWide>(operand, 0);
 #pragma unroll
         for (int k = 0; k < kN / 16; ++k)
-            sm90::Wgmma<kP>::shared(y, of_c + k / 4 * (L::kBlockBytes >> 4) + k % 4 * 2,
-                                    of_s + k / 4 * (L::kStateBlockBytes >> 4) + k % 4 * 2, k > 0);
+            sm90::Wgmma<kColumns>::shared(d, of_c + (k / 4 * L::kBlockBytes + k % 4 * 32),
+                                          of_operand + (k / 4 * block_bytes + k % 4 * 32), k > 0);
     }
     // y += M X, asynchronous.
-    __device__ void add_scores_x(float (&y)[kP / 2], const uint32_t (&m)[4][4], uint32_t x_tile) const {
-        constexpr int kWidth = static_cast<int>(L::kSwizzle);
-        const uint64_t of_x = sm90::descriptor<L::kSwizzle>(x_tile, 0);
+    __device__ void add_scores_x(Output& y, const uint32_t (&m)[4][4], uint32_t x_tile) const {
+        const sm90::Descriptor of_x = sm90::descriptor<L::kSwizzle>(x_tile, 0);
 #pragma unroll
         for (int k = 0; k < 4; ++k)
-            sm90::Wgmma<L::kMain>::registers_by_shared(y, m[k], of_x + (k * 16 * kWidth >> 4), 1);
+            sm90::Wgmma<L::kMain>::registers_by_shared(y.main, m[k], of_x + k * 16 * 2 * L::kMain, 1);
         if constexpr (L::kRest > 0) {
-            const uint64_t of_rest = sm90::descriptor<kNarrow>(x_tile + L::kMainBytes, 0);
+            const sm90::Descriptor of_rest = sm90::descriptor<kNarrow>(x_tile + L::kMainBytes, 0);
 #pragma unroll
             for (int k = 0; k < 4; ++k)
-                sm90::Wgmma<L::kRest>::registers_by_shared(y + L::kMain / 2, m[k], of_rest + (k * 16 * 32 >> 4), 1);
+                sm90::Wgmma<L::kRest>::registers_by_shared(y.rest, m[k], of_rest + k * 16 * 2 * L::kRest, 1);
         }
     }
 
@@ -399,28 +407,31 @@ struct Head {
         }
     }
     // y_i *= 2^(s_i), or 0 where the entering state is another document's.
-    __device__ void decay_y(float (&y)[kP / 2], const Steps& steps, const Marks& marks) const {
+    __device__ void decay_y(Output& y, const Steps& steps, const Marks& marks) const {
         const int row = 16 * warp + lane / 4;
         float f0 = power_of_two(steps.s[row]), f1 = power_of_two(steps.s[row + 8]);
         if constexpr (kDocuments) {
             if (!marks.reached(row)) f0 = 0;
             if (!marks.reached(row + 8)) f1 = 0;
         }
+        const auto scale = [&](float* values) {
+            values[0] *= f0, values[1] *= f0;
+            values[2] *= f1, values[3] *= f1;
+        };
 #pragma unroll
-        for (int j = 0; j < kP / 8; ++j) {
-            y[4 * j] *= f0, y[4 * j + 1] *= f0;
-            y[4 * j + 2] *= f1, y[4 * j + 3] *= f1;
-        }
+        for (int j = 0; j < L::kMain / 8; ++j) scale(y.main + 4 * j);
+        if constexpr (L::kRest > 0) scale(y.rest), scale(y.rest + 4);
     }
     // y + D x, rounded, to a tile laid out as x's; each warp its own 16 tokens.
-    __device__ void finish_y(const float (&y)[kP / 2], float skip, uint32_t x_tile, uint32_t y_tile) const {
+    __device__ void finish_y(const Output& y, float skip, uint32_t x_tile, uint32_t y_tile) const {
         const int row = 16 * warp + lane % 16, high = lane / 16;
         const uint32_t at = sm90::swizzled<L::kSwizzle>(row, high);
 #pragma unroll
-        for (int j = 0; j < L::kMain / 16; ++j) finish_16(y + 8 * j, skip, x_tile + (at ^ (j << 5)), y_tile + (at ^ (j << 5)));
+        for (int j = 0; j < L::kMain / 16; ++j) 
+            finish_16(y.main + 8 * j, skip, x_tile + (at ^ (j << 5)), y_tile + (at ^ (j << 5)));
         if constexpr (L::kRest > 0) {
             const uint32_t rest = L::kMainBytes + sm90::swizzled<kNarrow>(row, high);
-            finish_16(y + L::kMain / 2, skip, x_tile + rest, y_tile + rest);
+            finish_16(y.rest, skip, x_tile + rest, y_tile + rest);
         }
     }
     static __device__ void finish_16(const float* y, float skip, uint32_t x_at, uint32_t y_at) {
@@ -457,7 +468,7 @@ __global__ void __launch_bounds__(256, 1)
     State<kP, kN> state;
     state.clear();
     float all_decay = 1;
-    uint32_t x[4][4], rest[4][4];
+    uint32_t x[4][4], next[4][4], rest[4][4];
     // The operands of the i-th chunk, which are computed while the chunk before is still multiplied; and its decay.
     const auto fetch = [&](int i) {
         sm90::barrier_wait(feed.full(i), feed.parity(i));
@@ -465,15 +476,23 @@ __global__ void __launch_bounds__(256, 1)
         const Marks marks(memory, L::kMarks, i % L::kStages);
         const uint32_t x_tile = feed.stage(i) + group * L::kXBytes;
         const int first_token = kDocuments ? marks.first(kChunk - 1) : 0;
-        head.main_x(x_tile, steps, first_token, x);
+        head.main_x(x_tile, steps, first_token, next);
         if constexpr (L::kRest > 0) head.rest_x(x_tile, steps, first_token, rest);
         return kDocuments && !marks.reached(kChunk - 1) ? 0.f : power_of_two(steps.last());
     };
+    sm90::set_zero(x);
     float decay = fetch(0);
     for (int i = 0; i < count; ++i) {
         const uint32_t b = feed.stage(i) + L::kB;
         state.scale(decay);
         all_decay *= decay;
+        // x is read until the product is done, but the compiler would give its registers to `next` before: the choice,
+        // which it cannot see through, keeps both.
+        const bool keep = args.heads < 0;
+#pragma unroll
+        for (int k = 0; k < 4; ++k)
+#pragma unroll
+            for (int r = 0; r < 4; ++r) x[k][r] = keep ? x[k][r] : next[k][r];
         sm90::pin(state.main);
         sm90::wgmma_fence();
         head.add_to_state(state.main, x, b);
@@ -561,7 +580,8 @@ __global__ void __launch_bounds__(256, 1)
         const float decay = power_of_two(steps.last());
         state.scale(kDocuments && !marks.reached(kChunk - 1) ? 0.f : decay);
 
-        float scores[32], y[kP / 2];
+        float scores[32];
+        Output<kP> y;
         uint32_t x[4][4], m[4][4];
         sm90::wgmma_fence();
         head.start_scores(scores, stage + L::kC, stage + L::kB);
@@ -599,9 +619,9 @@ __global__ void __launch_bounds__(256, 1)
             sm90::wgmma_commit();
             sm90::wgmma_wait<0>();
         }
-        sm90::pin(y);
+        y.pin();
         head.decay_y(y, steps, marks);
-        sm90::pin(y);
+        y.pin();
         sm90::wgmma_fence();
         head.add_scores_x(y, m, x_tile);
         sm90::wgmma_commit();
@@ -613,7 +633,7 @@ __global__ void __launch_bounds__(256, 1)
         if (L::kRoomy && lane == 0) sm90::copies_out_wait_read();
         __syncwarp();
         sm90::wgmma_wait<0>();
-        sm90::pin(y);
+        y.pin();
         if constexpr (!L::kRoomy) warpgroup_barrier();  // every warp has done with x
         const uint32_t y_tile = L::kRoomy ? shared + L::kY + group * L::kXBytes : x_tile;
         head.finish_y(y, skip, x_tile, y_tile);

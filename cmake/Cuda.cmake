@@ -29,4 +29,5 @@ add_compile_options($<$<COMPILE_LANGUAGE:CUDA>:-std=c++20>
                     $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr>
                     $<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings>
                     "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra,-Werror,-Wno-missing-field-initializers,-Wno-unused-parameter>")
+set(CMAKE_CUDA_STANDARD_REQUIRED OFF)  # else the C++ standard would be asked of nvcc through CMake after all
 set(MINIPUZZLE_HAVE_CUDA ON)

@@ -37,10 +37,11 @@ std::vector<int64_t> narrower_widths(const Architecture& architecture, const Sco
 
 // Everything the figures depend on, for telling whether a state may be continued.
 std::string identity_of(const Backend& backend, const ModelIdentity& model, const Corpus& corpus,
-                        const ScoreOptions& options, const std::vector<int64_t>& widths, int64_t batch_tokens) {
-    std::string text = fmt::format("{} {} {} {} {} {} {} b{}", version(), backend.name(), model.arch_hash,
-                                   model.weights_hash, options.seq_len, options.samples, options.seed,
-                                   batch_tokens);
+                        const ScoreOptions& options, const std::vector<int64_t>& widths,
+                        int64_t batch_tokens) {
+    std::string text =
+        fmt::format("{} {} {} {} {} {} {} b{}", version(), backend.name(), model.arch_hash,
+                    model.weights_hash, options.seq_len, options.samples, options.seed, batch_tokens);
     for (const DataFile& file : corpus.files()) text += " " + file.hash;
     for (int64_t width : widths) text += fmt::format(" w{}", width);
     return text;

@@ -30,7 +30,8 @@ void add_batch(Backend& on, DeviceArena& arena, const Architecture& architecture
             continue;
         }
         ArenaScope scope(arena);
-        const Tensor activation = arena.take("activation sums", {batch.batch, ffn->width}, precise_type(on.compute_type()));
+        const Tensor activation =
+            arena.take("activation sums", {batch.batch, ffn->width}, precise_type(on.compute_type()));
         model.apply_ffn(std::get<FfnWeights>(model.use(layer)), hidden, hidden, activation);
         if (arena.is_measuring()) continue;
         const std::vector<float> values = to_host(on, activation);

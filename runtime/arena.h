@@ -35,8 +35,8 @@ class DeviceArena {
     int64_t capacity() const { return capacity_; }
     int64_t used() const { return used_; }
     int64_t peak() const { return peak_; }
-    // The live takes at the moment of the peak, largest first: "activations.zxbcdt  12.0 MiB", and the scratch
-    // memory of operations where there is any.
+    // The live takes at the moment of the peak, largest first: "activations.zxbcdt  12.0 MiB", and the
+    // scratch memory of operations where there is any.
     std::string peak_table(int64_t scratch_bytes = 0) const;
 
   private:
@@ -70,8 +70,7 @@ class ArenaScope {
 // no more. The wiring must touch data only where `!arena.is_measuring()`.
 class MeasuredRunner {
   public:
-    explicit MeasuredRunner(Backend& backend)
-        : backend_(backend), dry_backend_(backend.measuring()) {}
+    explicit MeasuredRunner(Backend& backend) : backend_(backend), dry_backend_(backend.measuring()) {}
 
     template <class Wiring>
     void run(Wiring&& wiring) {

@@ -17,8 +17,8 @@ inline int64_t longest(const std::vector<Window>& windows) {
     return length;
 }
 
-// On a device: as many as keep it busy and its free memory takes, by `arena_bytes(batch, length)`, the dry run of
-// that batch; at least one window. Results do not depend on it.
+// On a device: as many as keep it busy and its free memory takes, by `arena_bytes(batch, length)`, the dry
+// run of that batch; at least one window. Results do not depend on it.
 inline int64_t tokens_that_fit(const Backend& backend, const std::vector<Window>& windows,
                                const std::function<int64_t(int64_t batch, int64_t length)>& arena_bytes) {
     constexpr int64_t kMost = 32768;

@@ -33,10 +33,11 @@ MambaActivations mamba_forward(const LayerContext& context, const Mamba& shape, 
                                     .xbc = a.xbc});
     a.y = context.take("scan output", shape.inner());
     if (keep == KeepForBackward::yes)
-        a.chunk_states = context.arena.take(
-            "chunk states", {context.batch(), div_up(context.length(), kScanChunk) * shape.heads,
-                             shape.head_dim, shape.state},
-            precise_type(context.backend.compute_type()));
+        a.chunk_states =
+            context.arena.take("chunk states",
+                               {context.batch(), div_up(context.length(), kScanChunk) * shape.heads,
+                                shape.head_dim, shape.state},
+                               precise_type(context.backend.compute_type()));
     context.backend.run(SsdForward{.shape = shape,
                                    .chunk = kScanChunk,
                                    .dt_min = context.architecture.dt_min,

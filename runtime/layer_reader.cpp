@@ -32,7 +32,8 @@ namespace {
 // Pinned memory with an owner.
 class PinnedBlock {
   public:
-    PinnedBlock(Backend& backend, int64_t bytes) : backend_(&backend), data_(backend.allocate_pinned(bytes)) {}
+    PinnedBlock(Backend& backend, int64_t bytes)
+        : backend_(&backend), data_(backend.allocate_pinned(bytes)) {}
     ~PinnedBlock() {
         if (data_) backend_->free_pinned(data_);
     }

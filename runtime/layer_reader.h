@@ -40,13 +40,13 @@ class LayerReader {
     virtual void release(CopyQueue::Ticket ticket) = 0;
 };
 
-// Every layer is generated once on the device, in `scratch` (room for the largest), and kept in pinned memory.
+// Every layer is generated once on the device, in `scratch` (room for the largest), and kept in pinned
+// memory.
 std::unique_ptr<LayerReader> read_from_memory(Backend& backend, const ParameterSource& source,
                                               const std::vector<int64_t>& order,
-                                              const std::vector<LayerParameters>& layers,
-                                              std::byte* scratch);
-// A thread reads ahead from the source into two pinned buffers. Every layer is read, and checked on the device in
-// `scratch`, once at the start.
+                                              const std::vector<LayerParameters>& layers, std::byte* scratch);
+// A thread reads ahead from the source into two pinned buffers. Every layer is read, and checked on the
+// device in `scratch`, once at the start.
 std::unique_ptr<LayerReader> read_ahead(Backend& backend, const ParameterSource& source,
                                         const std::vector<int64_t>& order,
                                         const std::vector<LayerParameters>& layers, CopyQueue& copies,

@@ -55,8 +55,8 @@ class CheckpointSource final : public ParameterSource {
         while (at < values.size() && std::isfinite(values[at])) ++at;
         const std::string where = checkpoint_.folder().string();
         if (at == values.size())
-            fail_input(fmt::format("{}: tensor {} holds values too large for the device's element type", where,
-                                   stored.name));
+            fail_input(fmt::format("{}: tensor {} holds values too large for the device's element type",
+                                   where, stored.name));
         fail_input(fmt::format("{}: tensor {} holds {} at element {}: the checkpoint is damaged", where,
                                stored.name, values[at], at));
     }
@@ -98,7 +98,8 @@ class RandomSource final : public ParameterSource {
         return count;
     }
 
-    // Matrices that lead into the residual stream shrink with the depth, so that its size does not grow with it.
+    // Matrices that lead into the residual stream shrink with the depth, so that its size does not grow with
+    // it.
     double deviation(const ParameterInfo& parameter) const {
         const std::string leaf = leaf_of(parameter.slot);
         const bool into_residual = leaf == "mixer.out_proj.weight" || leaf == "mixer.down_proj.weight" ||

@@ -51,8 +51,7 @@ struct VariantSweep::State {
     SweepSchedule schedule;
     MeasuredRunner runner;
 
-    State(Backend& b, const Architecture& a, WeightSource w, std::vector<StudentPlan> p,
-          const WidthScores* s)
+    State(Backend& b, const Architecture& a, WeightSource w, std::vector<StudentPlan> p, const WidthScores* s)
         : backend(b),
           architecture(a),
           weights(w),
@@ -70,7 +69,8 @@ struct VariantSweep::State {
 };
 
 // A dry run may come before the neurons are ranked: it needs their number only.
-std::vector<int32_t> VariantSweep::State::neurons(const DeviceArena& arena, int64_t layer, int64_t width) const {
+std::vector<int32_t> VariantSweep::State::neurons(const DeviceArena& arena, int64_t layer,
+                                                  int64_t width) const {
     if (arena.is_measuring()) return std::vector<int32_t>(width);
     MP_ASSERT(width_scores != nullptr);
     return kept_neurons(*width_scores, layer, width);
@@ -102,7 +102,9 @@ std::vector<SlotOutputs> VariantSweep::State::take_outputs(DeviceArena& arena,
     used.erase(std::unique(used.begin(), used.end()), used.end());
     std::vector<SlotOutputs> outputs;
     for (int64_t slot : used) {
-        const auto take = [&] { return arena.take("per-token metrics", {rows}, precise_type(backend.compute_type())); };
+        const auto take = [&] {
+            return arena.take("per-token metrics", {rows}, precise_type(backend.compute_type()));
+        };
         outputs.push_back(
             {slot,
              {.variant = {.hidden = slots[slot].view({rows, architecture.width}), .head = weights->lm_head},
@@ -134,12 +136,13 @@ void VariantSweep::State::wire(Backend& on, DeviceArena& arena, const WindowBatc
     for (const Tensor& slot : slots) model.final_norm(slot, slot);
 
     const std::vector<SlotOutputs> outputs = take_outputs(arena, slots, rows);
-    CompareLogits compare{.base = {.hidden = slots[schedule.base_slot].view({rows, architecture.width}),
-                                   .head = weights->lm_head},
-                          .targets = targets,
-                          .base_loss = arena.take("per-token metrics", {rows}, precise_type(backend.compute_type())),
-                          .base_correct = arena.take("per-token metrics", {rows}, precise_type(backend.compute_type())),
-                          .base_power = arena.take("per-token metrics", {rows}, precise_type(backend.compute_type()))};
+    CompareLogits compare{
+        .base = {.hidden = slots[schedule.base_slot].view({rows, architecture.width}),
+                 .head = weights->lm_head},
+        .targets = targets,
+        .base_loss = arena.take("per-token metrics", {rows}, precise_type(backend.compute_type())),
+        .base_correct = arena.take("per-token metrics", {rows}, precise_type(backend.compute_type())),
+        .base_power = arena.take("per-token metrics", {rows}, precise_type(backend.compute_type()))};
     compare.sequence_length = batch.length;
     for (const SlotOutputs& output : outputs) compare.variants.push_back(output.comparison);
     on.run(compare);
@@ -244,7 +247,7 @@ SweepResult sweep(Backend& backend, const Architecture& architecture, WeightSour
                   const std::vector<StudentPlan>& plans, const WidthScores* width_scores,
                   const Corpus& corpus, const std::vector<Window>& windows, const RunControl& control) {
     VariantSweep variant_sweep(backend, architecture, weights, plans, width_scores);
-    const std::vector<WindowBatch> batches = 
+    const std::vector<WindowBatch> batches =
         batch_windows(corpus, windows, variant_sweep.batch_tokens(windows));
     const double total_tokens = std::accumulate(windows.begin(), windows.end(), 0.0,
                                                 [](double sum, const Window& w) { return sum + w.length; });

@@ -12,8 +12,8 @@ class WeightSource {
     WeightSource(const Weights& resident) : weights_(&resident) {}
     WeightSource(StreamedWeights& streamed) : weights_(&streamed.weights()), streamed_(&streamed) {}
 
-    // Embeddings, norm_f and lm_head are always on the device; a layer's tensors from use(layer) until the use
-    // of another layer.
+    // Embeddings, norm_f and lm_head are always on the device; a layer's tensors from use(layer) until the
+    // use of another layer.
     const Weights* operator->() const { return weights_; }
     const Weights& operator*() const { return *weights_; }
     // Operations given to the backend from here on may read the layer.

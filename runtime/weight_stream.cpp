@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "runtime/layer_reader.h"
 
@@ -65,10 +66,10 @@ void StreamedWeights::State::choose(int64_t device_bytes) {
     }
     const int64_t room = device_bytes - outside.bytes() - kSlots * slot_bytes;
     if (room < 0)
-        fail_usage(fmt::format("--weight-memory is {:.2f} GiB, but embeddings, head and two layers take {:.2f} "
-                               "GiB: give at least that",
-                               gibibytes(device_bytes),
-                               gibibytes(outside.bytes() + kSlots * slot_bytes)));
+        fail_usage(fmt::format(
+            "--weight-memory is {} bytes, but embeddings, head and two layers take {}: give "
+            "at least {:.2f} GiB",
+            device_bytes, device_bytes - room, std::ceil(100 * gibibytes(device_bytes - room)) / 100));
     const double share = std::min(1.0, static_cast<double>(room) / static_cast<double>(all));
     double earned = 0;
     for (std::size_t l = 0; l < layers.size(); ++l) {
@@ -97,8 +98,8 @@ void StreamedWeights::State::place_resident(const ParameterSource& source) {
         if (!streams(static_cast<int64_t>(l))) place(layers[l]);
 }
 
-// Starts the transfers up to that one. Each waits for the operations given so far, the last that read its slot
-// among them.
+// Starts the transfers up to that one. Each waits for the operations given so far, the last that read its
+// slot among them.
 void StreamedWeights::State::start_up_to(int64_t transfer) {
     for (; started <= transfer; ++started) {
         const int64_t layer = layer_of(started);

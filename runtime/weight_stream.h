@@ -1,5 +1,5 @@
-// StreamedWeights: a model larger than the memory given to its weights. Some layers stay on the device, the others
-// pass through two slots there, one being filled while the layer in the other runs.
+// StreamedWeights: a model larger than the memory given to its weights. Some layers stay on the device, the
+// others pass through two slots there, one being filled while the layer in the other runs.
 #pragma once
 
 #include <memory>
@@ -14,9 +14,10 @@ enum class StreamFrom { pinned_memory, source };
 
 class StreamedWeights {
   public:
-    // `device_bytes` holds embeddings, final norm and head, the two slots, and as many layers as still fit, spread
-    // evenly between the streamed ones so that every transfer has arithmetic to hide behind. Error usage where the
-    // budget does not hold what must be there (names the least). `source` must outlive the object.
+    // `device_bytes` holds embeddings, final norm and head, the two slots, and as many layers as still fit,
+    // spread evenly between the streamed ones so that every transfer has arithmetic to hide behind. Error
+    // usage where the budget does not hold what must be there (names the least). `source` must outlive the
+    // object.
     StreamedWeights(Backend& backend, const Architecture& architecture, const ParameterSource& source,
                     StreamFrom from, int64_t device_bytes);
     ~StreamedWeights();
@@ -29,7 +30,7 @@ class StreamedWeights {
     // Without overlap a layer's transfer begins when the layer is used: what the overlap is worth.
     void set_overlap(bool overlap);
 
-    int64_t device_bytes() const;    // taken
+    int64_t device_bytes() const;  // taken
     int64_t streamed_layers() const;
     int64_t streamed_bytes() const;  // per pass over the model
 

@@ -1,5 +1,5 @@
-// Weights: a model's parameters (or their gradients, or moments) as tensors on a backend: matrices in its compute
-// type, the rest in the precise type (kernels/ops.h, "Element types").
+// Weights: a model's parameters (or their gradients, or moments) as tensors on a backend: matrices in its
+// compute type, the rest in the precise type (kernels/ops.h, "Element types").
 #pragma once
 
 #include <functional>

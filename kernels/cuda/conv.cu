@@ -6,7 +6,7 @@ namespace minipuzzle::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kRun = 32;  // tokens that one thread follows
+constexpr int kRun = 32;  // tokens that one thread follows: as many as a warp has lanes
 
 // What the kernels read and write. The x|B|C part of a row begins at `rows`.
 struct Conv {
@@ -16,6 +16,7 @@ struct Conv {
     const bf16* initial;        // [batch, channels, taps-1] or null
     bf16 *xbc, *final_state;    // [batch, time, channels], [batch, channels, taps-1] or null
     int64_t batch, time, channels, taps, pitch;
+    Reuse reuse;  // of xbc
 };
 
 // One sequence's share, and a run of its tokens over a block of channels.
@@ -23,7 +24,8 @@ struct Task {
     int64_t sequence, begin, end, first_channel;
 };
 
-// Neighbouring tasks are neighbouring channels, then neighbouring runs, so that what two runs both read is in cache.
+// Neighbouring tasks are neighbouring channels, then neighbouring runs, so that what two runs both read is in
+// cache.
 __device__ Task task_of(const Conv& conv, int64_t index, int64_t channels_per_task) {
     const int64_t channel_blocks = (conv.channels + channels_per_task - 1) / channels_per_task;
     const int64_t runs = (conv.time + kRun - 1) / kRun;
@@ -34,7 +36,8 @@ __device__ Task task_of(const Conv& conv, int64_t index, int64_t channels_per_ta
             .first_channel = index % channel_blocks * channels_per_task};
 }
 
-// Whether tokens `from` <= t of a sequence see each other; positions before the row belong to its first document.
+// Whether tokens `from` <= t of a sequence see each other; positions before the row belong to its first
+// document.
 __device__ bool same_document(const int32_t* document, int64_t from, int64_t t) {
     return !document || document[max(from, int64_t{0})] == document[t];
 }
@@ -57,58 +60,60 @@ __device__ void load_four_taps(const bf16* from, float (&weight)[4][W]) {
     for (int i = 0; i < 4 * W; ++i) weight[i % 4][i / 4] = flat[i / W][i % W];
 }
 
-// Four taps, W channels per thread. The last four values of each channel are a ring in registers, indexed by the
-// token's place in a group of kAhead; as many rows are under way in front of it. kBlocks blocks fit a multiprocessor.
+// Bit u: token `begin` + u of the run starts another document than the token before it. Asked by whole warps.
+__device__ uint32_t document_starts(const int32_t* document, const Task& task) {
+    static_assert(kRun == kWarp);
+    const int64_t t = task.begin + threadIdx.x % kWarp;
+    const bool starts = t > 0 && t < task.end && document[t] != document[t - 1];
+    return __ballot_sync(0xffffffffu, starts);
+}
+
+// Four taps, W channels per thread. The last four values of each channel are a ring in registers, indexed by
+// the token's place in a group of kAhead; as many rows are under way in front of it. kBlocks blocks fit a
+// multiprocessor.
 template <int W, int kAhead, int kBlocks, bool kDocuments>
 __global__ void __launch_bounds__(kThreads, kBlocks) convolve_four_taps(const Conv conv) {
     constexpr int kTaps = 4;
     static_assert(kAhead % kTaps == 0 && kRun % kAhead == 0);
     const Task task = task_of(conv, blockIdx.x, kThreads * W);
+    const int32_t* document = kDocuments ? conv.document + task.sequence * conv.time : nullptr;
+    uint32_t starts = kDocuments ? document_starts(document, task) : 0;
     const int64_t channel = task.first_channel + int64_t{threadIdx.x} * W;
     if (channel >= conv.channels) return;
-
-    float weight[kTaps][W], bias[W] = {}, ring[kTaps][W];
-    load_four_taps(conv.weight + channel * kTaps, weight);
-    if (conv.bias) unpack(load<W, Reuse::again>(conv.bias + channel), bias);
 
     const int64_t first = task.sequence * conv.time + task.begin;
     const bf16* from = conv.rows + first * conv.pitch + channel;
     bf16* to = conv.xbc + first * conv.channels + channel;
-    const int32_t* document = kDocuments ? conv.document + first : nullptr;
     const int count = static_cast<int>(task.end - task.begin);
-
-    int32_t current = kDocuments ? *document : 0;
+    Packed<W> ahead[kAhead] = {};
 #pragma unroll
-    for (int k = 1; k < kTaps; ++k) {  // token begin - 4 + k has place k
-        const int64_t before = k - kTaps;
+    for (int u = 0; u < kAhead; ++u) {
+        if (u < count) ahead[u] = load<W, Reuse::again>(from + u * conv.pitch);
+    }
+
+    float weight[kTaps][W], bias[W] = {}, ring[kTaps][W];
+    load_four_taps(conv.weight + channel * kTaps, weight);
+    if (conv.bias) unpack(load<W, Reuse::again>(conv.bias + channel), bias);
+#pragma unroll
+    for (int k = 1; k < kTaps; ++k) {  // the token that has place k lies kTaps - k before the run
         if (task.begin > 0) {
-            unpack(load<W, Reuse::again>(from + before * conv.pitch), ring[k]);
+            unpack(load<W, Reuse::again>(from + (k - kTaps) * conv.pitch), ring[k]);
         } else {
 #pragma unroll
-            for (int j = 0; j < W; ++j) ring[k][j] = value_at(conv, task.sequence, channel + j, before);
+            for (int j = 0; j < W; ++j) ring[k][j] = value_at(conv, task.sequence, channel + j, k - kTaps);
         }
-        if (kDocuments && task.begin > 0 && document[before] != current) {
+        if (kDocuments && !same_document(document, task.begin + k - kTaps, task.begin)) {
 #pragma unroll
             for (int j = 0; j < W; ++j) ring[k][j] = 0;
         }
     }
 
-    Packed<W> ahead[kAhead] = {};
-    int32_t document_ahead[kAhead] = {};
-#pragma unroll
-    for (int u = 0; u < kAhead; ++u) {
-        if (u >= count) break;
-        ahead[u] = load<W, Reuse::again>(from + u * conv.pitch);
-        if (kDocuments) document_ahead[u] = document[u];
-    }
     for (int group = 0; group < count; group += kAhead) {
         from += kAhead * conv.pitch;
-        document += kDocuments ? kAhead : 0;
 #pragma unroll
         for (int u = 0; u < kAhead; ++u) {
             if (group + u >= count) break;
-            if (kDocuments && document_ahead[u] != current) {  // nothing older is seen from here on
-                current = document_ahead[u];
+            if (kDocuments && (starts >> u & 1)) {  // nothing older is seen from here on
 #pragma unroll
                 for (int k = 1; k < kTaps; ++k) {
 #pragma unroll
@@ -116,10 +121,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) convolve_four_taps(const Co
                 }
             }
             unpack(ahead[u], ring[u % kTaps]);
-            if (group + u + kAhead < count) {
-                ahead[u] = load<W, Reuse::again>(from + u * conv.pitch);
-                if (kDocuments) document_ahead[u] = document[u];
-            }
+            if (group + u + kAhead < count) ahead[u] = load<W, Reuse::again>(from + u * conv.pitch);
             float v[W];
 #pragma unroll
             for (int j = 0; j < W; ++j) {
@@ -128,9 +130,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks) convolve_four_taps(const Co
                 for (int k = 0; k < kTaps; ++k) v[j] = fmaf(weight[k][j], ring[(u + 1 + k) % kTaps][j], v[j]);
                 v[j] = silu(v[j]);
             }
-            store(to, pack(v));
+            store(to, pack(v), conv.reuse);
             to += conv.channels;
         }
+        starts >>= kAhead;
     }
 }
 
@@ -156,7 +159,8 @@ __global__ void __launch_bounds__(kThreads) convolve_any(const Conv conv) {
 // The last taps-1 values before the convolution of the last token's document, older ones zero.
 __global__ void __launch_bounds__(kThreads) keep_final_state(const Conv conv) {
     const int64_t kept = conv.taps - 1, count = conv.batch * conv.channels * kept;
-    for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count; i += int64_t{gridDim.x} * kThreads) {
+    for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count;
+         i += int64_t{gridDim.x} * kThreads) {
         const int64_t sequence = i / kept / conv.channels, channel = i / kept % conv.channels;
         const int64_t from = conv.time - kept + i % kept;
         const int32_t* document = conv.document ? conv.document + sequence * conv.time : nullptr;
@@ -174,10 +178,11 @@ void launch_four_taps(const Context& context, const Conv& conv) {
 }
 
 void convolve(const Context& context, const Conv& conv) {
-    const bool vectors = conv.taps == 4 && vectors_fit(conv.rows, conv.pitch) && vectors_fit(conv.weight, 0) &&
-                         vectors_fit(conv.bias, 0) && vectors_fit(conv.xbc, conv.channels);
+    const bool vectors = conv.taps == 4 && vectors_fit(conv.rows, conv.pitch) &&
+                         vectors_fit(conv.weight, 0) && vectors_fit(conv.bias, 0) &&
+                         vectors_fit(conv.xbc, conv.channels);
     if (vectors) {
-        launch_four_taps<4, 8, 7>(context, conv);
+        launch_four_taps<4, 8, 6>(context, conv);
     } else {
         const int64_t tasks = conv.batch * div_up(conv.time, kRun) * div_up(conv.channels, kThreads);
         convolve_any<<<narrow<unsigned>(tasks), kThreads, 0, context.stream>>>(conv);
@@ -187,8 +192,8 @@ void convolve(const Context& context, const Conv& conv) {
 
 }  // namespace
 
-// 8B: 2 * conv_channels read and as much written per token (40 KiB at 10240 channels; the three rows before a run
-// come from cache); 2 * Kc + 4 FLOPs, an exponential and a reciprocal per element.
+// 8B: 2 * conv_channels read and as much written per token (40 KiB at 10240 channels; the three rows before a
+// run come from cache); 2 * Kc + 4 FLOPs, an exponential and a reciprocal per element.
 void run(const Context& context, const ConvForward& args) {
     const MambaShape& s = args.shape;
     const Conv conv{.rows = bf16_data(args.zxbcdt) + s.inner(),
@@ -202,7 +207,8 @@ void run(const Context& context, const ConvForward& args) {
                     .time = args.xbc.size(1),
                     .channels = s.conv_channels(),
                     .taps = s.conv_kernel,
-                    .pitch = s.projection()};
+                    .pitch = s.projection(),
+                    .reuse = reuse_of(args.xbc.bytes())};
     if (conv.batch == 0) return;
     if (conv.time > 0) convolve(context, conv);
     const int64_t kept = conv.batch * conv.channels * (conv.taps - 1);

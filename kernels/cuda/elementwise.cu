@@ -6,7 +6,7 @@ namespace minipuzzle::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kHeld = 4;  // vectors of one operand that a thread has in flight
+constexpr int kHeld = 2;  // vectors of one operand that a thread has in flight
 
 __device__ float squared_relu(float x) {
     const float positive = x < 0 ? 0.0f : x;  // keeps NaN
@@ -51,10 +51,11 @@ struct SumOf {
     }
 };
 
-// out[i] for i in [first, count): a thread reads kHeld vectors before it writes the first. Operands may be `out`.
+// out[i] for i in [first, count): a thread reads kHeld vectors before it writes the first. Operands may be
+// `out`.
 template <int W, class Operation>
 __global__ void __launch_bounds__(kThreads)
-    map_elements(const Operation operation, bf16* out, int64_t first, int64_t count) {
+    map_elements(const Operation operation, bf16* out, int64_t first, int64_t count, Reuse reuse) {
     using Read = decltype(operation.template read<W>(0));
     constexpr int64_t kPiece = int64_t{kThreads} * kHeld * W;
     for (int64_t begin = first + blockIdx.x * kPiece; begin < count; begin += gridDim.x * kPiece) {
@@ -67,7 +68,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
         for (int h = 0; h < kHeld; ++h) {
             const int64_t i = begin + (h * kThreads + threadIdx.x) * W;
-            if (i < count) store(out + i, operation.template apply<W>(held[h]));
+            if (i < count) store(out + i, operation.template apply<W>(held[h]), reuse);
         }
     }
 }
@@ -76,13 +77,14 @@ __global__ void __launch_bounds__(kThreads)
 template <class Operation>
 void map(const Context& context, const Operation& operation, bf16* out, int64_t count, bool vectors) {
     const int64_t whole = vectors ? count / 8 * 8 : 0, rest = count - whole;
+    const Reuse reuse = reuse_of(count * 2);
     constexpr int64_t kVectors = kThreads * kHeld;
     if (whole > 0)
-        map_elements<8><<<grid_size(div_up(whole / 8, kVectors)), kThreads, 0, context.stream>>>(operation, out,
-                                                                                                 0, whole);
+        map_elements<8><<<grid_size(div_up(whole / 8, kVectors)), kThreads, 0, context.stream>>>(
+            operation, out, 0, whole, reuse);
     if (rest > 0)
-        map_elements<1><<<grid_size(div_up(rest, kVectors)), kThreads, 0, context.stream>>>(operation, out, whole,
-                                                                                            count);
+        map_elements<1><<<grid_size(div_up(rest, kVectors)), kThreads, 0, context.stream>>>(
+            operation, out, whole, count, reuse);
     MP_CUDA_LAUNCHED();
 }
 

@@ -9,11 +9,11 @@
 namespace minipuzzle::cli {
 namespace fs = std::filesystem;
 
-std::unique_ptr<Backend> open_backend(const Context& context) {
+std::unique_ptr<Backend> open_backend(const Context& context, Work work) {
     constexpr int64_t kMostThreads = 1024;
     if (context.globals.threads > kMostThreads)
         fail_usage(fmt::format("--threads: at most {}", kMostThreads));
-    auto backend = make_backend(context.globals.device, narrow<int>(context.globals.threads));
+    auto backend = make_backend(context.globals.device, narrow<int>(context.globals.threads), work);
     context.console.detail("device " + backend->name());
     return backend;
 }
@@ -24,7 +24,7 @@ LoadedModel::LoadedModel(Backend& backend, const std::string& folder)
 DataReader::DataReader(const fs::path& folder, const Architecture& architecture, const Json& config)
     : vocab_(architecture.vocab) {
     const fs::path file = folder / "tokenizer.json";
-    if (fs::exists(file)) tokenizer_.emplace(file);
+    if (!folder.empty() && fs::exists(file)) tokenizer_.emplace(file);
     const auto eos = config.find("eos_token_id");
     if (eos == config.end()) return;
     const Json& id = eos->is_array() && !eos->empty() ? (*eos)[0] : *eos;

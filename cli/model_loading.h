@@ -19,8 +19,8 @@
 
 namespace minipuzzle::cli {
 
-// The device that --device and --threads ask for.
-std::unique_ptr<Backend> open_backend(const Context& context);
+// The device that --device and --threads ask for; says which it took where the user left it open.
+std::unique_ptr<Backend> open_backend(const Context& context, Work work = Work::inference);
 
 // A model folder with its weights on the backend.
 struct LoadedModel {
@@ -32,7 +32,8 @@ struct LoadedModel {
     const Weights& weights() const { return memory.weights(); }
 };
 
-// The tokenizer of a folder (none where it has no tokenizer.json), with what else Corpus needs.
+// The tokenizer of a folder (none where it has no tokenizer.json, or there is no folder), with what else
+// Corpus needs.
 class DataReader {
   public:
     DataReader(const std::filesystem::path& folder, const Architecture& architecture, const Json& config);

@@ -14,7 +14,7 @@
     X(LinearBackward) X(SquaredReluForward) X(SquaredReluBackward) X(Add) X(ConvForward) X(ConvBackward) \
     X(SsdForward) X(SsdBackward) X(GatedNormForward) X(GatedNormBackward) X(AttentionForward) \
     X(AttentionBackward) X(VocabularyLoss) X(CompareLogits) X(FeatureLoss) X(AbsoluteColumnSums) \
-    X(SquaredNorm) X(AdamW)
+    X(SquaredNorm) X(RandomNormal) X(AdamW)
 // clang-format on
 
 namespace minipuzzle::testing {
@@ -29,7 +29,13 @@ class RecordingBackend final : public Backend {
     DType compute_type() const override { return inner_.compute_type(); }
     std::byte* allocate(int64_t bytes) override { return inner_.allocate(bytes); }
     void free(std::byte* memory) noexcept override { inner_.free(memory); }
+    int64_t available() const override { return inner_.available(); }
+    std::byte* allocate_pinned(int64_t bytes) override { return inner_.allocate_pinned(bytes); }
+    void free_pinned(std::byte* memory) noexcept override { inner_.free_pinned(memory); }
     void copy(std::byte* to, const std::byte* from, int64_t bytes) override { inner_.copy(to, from, bytes); }
+    std::unique_ptr<CopyQueue> make_copy_queue() override { return inner_.make_copy_queue(); }
+    std::unique_ptr<Backend> measuring() const override { return inner_.measuring(); }
+    void reserve_scratch(int64_t bytes) override { inner_.reserve_scratch(bytes); }
     void zero(const Tensor& tensor) override { inner_.zero(tensor); }
     void synchronize() override { inner_.synchronize(); }
 #define MINIPUZZLE_RECORD(Operation)                \
@@ -114,11 +120,11 @@ class EveryOperation {
         backend_.run(RmsNormForward{x, norm, 1e-5, normed});
         const Tensor up = parameter({kFfn, kWidth}), down = parameter({kWidth, kFfn});
         const Tensor wide = output("linear", {time_, kFfn}), squared = output("squared relu", {time_, kFfn});
-        backend_.run(LinearForward{normed, up, wide});
+        backend_.run(LinearForward{.x = normed, .weight = up, .out = wide});
         backend_.run(SquaredReluForward{wide, squared});
         const Tensor sum = output("add", {time_, kWidth});
         backend_.run(Add{x, normed, sum});
-        backend_.run(LinearForward{squared, down, sum, true});
+        backend_.run(LinearForward{squared, down, sum, sum});
         backend_.run(AbsoluteColumnSums{squared, output("column sums", {kFfn})});
 
         const Tensor d_squared = output("d squared", {time_, kFfn}),
@@ -222,6 +228,8 @@ class EveryOperation {
         const Tensor weight = parameter({300, 301}), step = parameter({300, 301});
         double norm = 0;
         backend_.run(SquaredNorm{weight, &norm});
+        Tensor deviates = weight;
+        backend_.run(RandomNormal{deviates, 5, 2});
         parameters["squared norm"] = {static_cast<float>(norm)};
         backend_.run(AdamW{gradient("adamw parameter", weight), step, gradient("moment1", weight),
                            gradient("moment2", weight), 0.01});

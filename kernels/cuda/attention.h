@@ -1,0 +1,32 @@
+// Causal grouped-query attention: cuDNN's fused kernel for the long rows of common head sizes, an own kernel
+// for everything else.
+#pragma once
+
+#include <memory>
+
+#include "kernels/cuda/device.h"
+#include "kernels/ops.h"
+
+namespace minipuzzle::cuda {
+
+// Keeps cuDNN's handle and one plan per (T, heads, kv_heads, head_dim, with lse?). A plan is always for one
+// sequence and is launched once per sequence of the batch, so that a sequence's bits never depend on the
+// batch. The first run of a shape builds its plan (about a tenth of a second); cuDNN is opened when the first
+// is built.
+class Attention {
+  public:
+    Attention();
+    ~Attention();
+    Attention(const Attention&) = delete;
+    Attention& operator=(const Attention&) = delete;
+
+    void run(const Context&, const AttentionForward&);
+    // Whether run() goes through cuDNN; builds the plan where there is none yet.
+    bool through_cudnn(const AttentionForward&);
+
+  private:
+    struct State;
+    std::unique_ptr<State> state_;
+};
+
+}  // namespace minipuzzle::cuda

@@ -1,0 +1,283 @@
+#include "kernels/cuda/cuda_backend.h"
+
+#include <fmt/format.h>
+#include <nvtx3/nvToolsExt.h>
+
+#include <algorithm>
+#include <mutex>
+#include <vector>
+
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/operations.h"
+#include "kernels/cuda/products.h"
+#include "kernels/measuring_backend.h"
+
+namespace minipuzzle::cuda {
+
+void fail_cuda(cudaError_t error, const char* expression, const char* file, int line) {
+    cudaGetLastError();  // an error that is not sticky must not be reported twice
+    const ErrorKind kind = error == cudaErrorMemoryAllocation ? ErrorKind::out_of_memory : ErrorKind::other;
+    throw Error(kind, fmt::format("CUDA: {} ({}) from {} at {}:{}", cudaGetErrorString(error),
+                                  cudaGetErrorName(error), expression, file, line));
+}
+
+namespace {
+
+constexpr int kOldestArchitecture = 80;
+
+double mebibytes(int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
+
+// The dry run: what each operation would take of the scratch memory.
+class CudaMeasuringBackend final : public MeasuringBackend {
+  public:
+    CudaMeasuringBackend() : MeasuringBackend(DType::bf16, DeviceKind::cuda) {}
+    std::unique_ptr<Backend> measuring() const override { return std::make_unique<CudaMeasuringBackend>(); }
+
+    using MeasuringBackend::run;
+    void run(const SsdForward& args) override { count(args); }
+    void run(const AttentionForward& args) override { count(args); }
+    void run(const CompareLogits& args) override { count(args); }
+    void run(const SquaredNorm& args) override {
+        MeasuringBackend::run(args);
+        need_scratch(cuda::scratch_bytes(args));
+    }
+
+  private:
+    template <class Args>
+    void count(const Args& args) {
+        validate(args);
+        need_scratch(cuda::scratch_bytes(args));
+    }
+};
+
+// Copies on a stream of their own, ordered against the compute stream by events.
+class StreamCopies final : public CopyQueue {
+  public:
+    explicit StreamCopies(cudaStream_t operations) : operations_(operations) {
+        MP_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+        for (cudaEvent_t& event : done_) MP_CUDA(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+        MP_CUDA(cudaEventCreateWithFlags(&operations_so_far_, cudaEventDisableTiming));
+    }
+    ~StreamCopies() override {
+        cudaStreamSynchronize(stream_);
+        for (cudaEvent_t event : done_) cudaEventDestroy(event);
+        cudaEventDestroy(operations_so_far_);
+        cudaStreamDestroy(stream_);
+    }
+
+    Ticket copy(std::byte* to, const std::byte* from, int64_t bytes) override {
+        MP_CUDA(cudaEventRecord(operations_so_far_, operations_));
+        MP_CUDA(cudaStreamWaitEvent(stream_, operations_so_far_));
+        MP_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_));
+        MP_CUDA(cudaEventRecord(event_of(next_), stream_));
+        return next_++;
+    }
+    void operations_wait(Ticket ticket) override {
+        MP_CUDA(cudaStreamWaitEvent(operations_, event_of(ticket)));
+    }
+    void host_wait(Ticket ticket) override { MP_CUDA(cudaEventSynchronize(event_of(ticket))); }
+
+  private:
+    // A later ticket's event says more than an older one's, so a ring that has come round only waits longer.
+    cudaEvent_t event_of(Ticket ticket) { return done_[ticket % std::size(done_)]; }
+
+    cudaStream_t operations_, stream_ = nullptr;
+    cudaEvent_t done_[64] = {}, operations_so_far_ = nullptr;
+    Ticket next_ = 0;
+};
+
+class CudaBackend final : public Backend {
+  public:
+    explicit CudaBackend(int index) : index_(index) {
+        MP_CUDA(cudaSetDevice(index));
+        cudaDeviceProp properties{};
+        MP_CUDA(cudaGetDeviceProperties(&properties, index));
+        device_name_ = properties.name;
+        context_.architecture = properties.major * 10 + properties.minor;
+        context_.multiprocessors = properties.multiProcessorCount;
+        context_.shared_memory_per_block = static_cast<int64_t>(properties.sharedMemPerBlockOptin);
+        MP_CUDA(cudaStreamCreateWithFlags(&context_.stream, cudaStreamNonBlocking));
+    }
+    ~CudaBackend() override {
+        cudaStreamSynchronize(context_.stream);
+        cudaFree(context_.scratch);
+        for (cudaEvent_t event : marks_)
+            if (event) cudaEventDestroy(event);
+        cudaStreamDestroy(context_.stream);
+    }
+
+    std::string name() const override { return fmt::format("cuda:{} ({})", index_, device_name_); }
+    DeviceKind device() const override { return DeviceKind::cuda; }
+    DType compute_type() const override { return DType::bf16; }
+
+    std::byte* allocate(int64_t bytes) override {
+        void* memory = nullptr;
+        const cudaError_t error = cudaMalloc(&memory, std::max<int64_t>(bytes, 1));
+        if (error == cudaErrorMemoryAllocation) {
+            cudaGetLastError();
+            throw Error(ErrorKind::out_of_memory,
+                        fmt::format("{} has {:.0f} MiB of memory free, {:.0f} MiB are needed: use a smaller "
+                                    "batch or sequence length, or stream the weights with --weight-memory",
+                                    name(), mebibytes(available()), mebibytes(bytes)));
+        }
+        MP_CUDA(error);
+        return static_cast<std::byte*>(memory);
+    }
+    void free(std::byte* memory) noexcept override {
+        cudaStreamSynchronize(context_.stream);
+        cudaFree(memory);
+    }
+    int64_t available() const override {
+        std::size_t free = 0, total = 0;
+        MP_CUDA(cudaMemGetInfo(&free, &total));
+        return static_cast<int64_t>(free);
+    }
+    std::byte* allocate_pinned(int64_t bytes) override {
+        void* memory = nullptr;
+        const cudaError_t error = cudaMallocHost(&memory, std::max<int64_t>(bytes, 1));
+        if (error == cudaErrorMemoryAllocation) {
+            cudaGetLastError();
+            throw Error(ErrorKind::out_of_memory,
+                        fmt::format("the host cannot pin {:.0f} MiB of memory for streamed weights",
+                                    mebibytes(bytes)));
+        }
+        MP_CUDA(error);
+        return static_cast<std::byte*>(memory);
+    }
+    void free_pinned(std::byte* memory) noexcept override { cudaFreeHost(memory); }
+
+    void copy(std::byte* to, const std::byte* from, int64_t bytes) override {
+        if (bytes == 0) return;
+        MP_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, context_.stream));
+        if (!on_device(to) || !on_device(from)) MP_CUDA(cudaStreamSynchronize(context_.stream));
+    }
+    std::unique_ptr<CopyQueue> make_copy_queue() override {
+        return std::make_unique<StreamCopies>(context_.stream);
+    }
+    void zero(const Tensor& tensor) override {
+        if (tensor.bytes() > 0) MP_CUDA(cudaMemsetAsync(tensor.data, 0, tensor.bytes(), context_.stream));
+    }
+    void synchronize() override { MP_CUDA(cudaStreamSynchronize(context_.stream)); }
+    double elapsed_ms(const std::function<void()>& operations) override {
+        for (cudaEvent_t& event : marks_)
+            if (!event) MP_CUDA(cudaEventCreate(&event));
+        MP_CUDA(cudaEventRecord(marks_[0], context_.stream));
+        operations();
+        MP_CUDA(cudaEventRecord(marks_[1], context_.stream));
+        MP_CUDA(cudaEventSynchronize(marks_[1]));
+        float milliseconds = 0;
+        MP_CUDA(cudaEventElapsedTime(&milliseconds, marks_[0], marks_[1]));
+        return milliseconds;
+    }
+
+    std::unique_ptr<Backend> measuring() const override { return std::make_unique<CudaMeasuringBackend>(); }
+    void reserve_scratch(int64_t bytes) override {
+        if (bytes <= context_.scratch_capacity) return;
+        free(context_.scratch);
+        context_.scratch = nullptr;
+        context_.scratch_capacity = 0;
+        context_.scratch = allocate(bytes);
+        context_.scratch_capacity = bytes;
+    }
+    void begin_range(const char* name) override { nvtxRangePushA(name); }
+    void end_range() override { nvtxRangePop(); }
+
+    void run(const EmbeddingForward& args) override { launch(args); }
+    void run(const RmsNormForward& args) override { launch(args); }
+    void run(const SquaredReluForward& args) override { launch(args); }
+    void run(const Add& args) override { launch(args); }
+    void run(const ConvForward& args) override { launch(args); }
+    void run(const GatedNormForward& args) override { launch(args); }
+    void run(const AbsoluteColumnSums& args) override { launch(args); }
+    void run(const RandomNormal& args) override { launch(args); }
+    void run(const SsdForward& args) override {
+        validate(args);
+        cuda::run(with_scratch(cuda::scratch_bytes(args)), args);
+    }
+    void run(const SquaredNorm& args) override {
+        validate(args);
+        cuda::run(with_scratch(cuda::scratch_bytes(args)), args);
+    }
+    void run(const LinearForward& args) override {
+        validate(args);
+        cuda::run(context_, products(), args);
+    }
+    void run(const AttentionForward& args) override {
+        validate(args);
+        cuda::run(with_scratch(cuda::scratch_bytes(args)), attention_, args);
+    }
+    void run(const CompareLogits& args) override {
+        validate(args);
+        cuda::run(with_scratch(cuda::scratch_bytes(args)), products(), args);
+    }
+
+    void run(const EmbeddingBackward&) override { no_backward(); }
+    void run(const RmsNormBackward&) override { no_backward(); }
+    void run(const LinearBackward&) override { no_backward(); }
+    void run(const SquaredReluBackward&) override { no_backward(); }
+    void run(const ConvBackward&) override { no_backward(); }
+    void run(const SsdBackward&) override { no_backward(); }
+    void run(const GatedNormBackward&) override { no_backward(); }
+    void run(const AttentionBackward&) override { no_backward(); }
+    void run(const VocabularyLoss&) override { no_backward(); }
+    void run(const FeatureLoss&) override { no_backward(); }
+    void run(const AdamW&) override { no_backward(); }
+
+  private:
+    template <class Args>
+    void launch(const Args& args) {
+        validate(args);
+        cuda::run(context_, args);
+    }
+    const Context& with_scratch(int64_t bytes) {
+        reserve_scratch(bytes);
+        return context_;
+    }
+    Products& products() {
+        if (!products_) products_ = std::make_unique<Products>();
+        return *products_;
+    }
+    static bool on_device(const void* memory) {
+        cudaPointerAttributes attributes{};
+        MP_CUDA(cudaPointerGetAttributes(&attributes, memory));
+        return attributes.type == cudaMemoryTypeDevice;
+    }
+    [[noreturn]] static void no_backward() {
+        fail_usage("training runs on the CPU in this version: use --device cpu");
+    }
+
+    int index_;
+    std::string device_name_;
+    Context context_;
+    cudaEvent_t marks_[2] = {};  // of elapsed_ms()
+    std::unique_ptr<Products> products_;
+    Attention attention_;
+};
+
+}  // namespace
+
+int device_count() {
+    int count = 0;
+    if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+    cudaGetLastError();
+    return 0;
+}
+
+std::unique_ptr<Backend> make_cuda_backend(int index) {
+    const int count = device_count();
+    if (count == 0) fail_usage("no CUDA device was found (is the NVIDIA driver there?): use --device cpu");
+    if (index < 0 || index >= count)
+        fail_usage(
+            fmt::format("device is cuda:{}, but this machine has cuda:0 to cuda:{}", index, count - 1));
+    int major = 0, minor = 0;
+    MP_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index));
+    MP_CUDA(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index));
+    if (major * 10 + minor < kOldestArchitecture)
+        fail_usage(
+            fmt::format("cuda:{} has compute capability {}.{}, this program needs {}.{} or newer: use "
+                        "--device cpu",
+                        index, major, minor, kOldestArchitecture / 10, kOldestArchitecture % 10));
+    return std::make_unique<CudaBackend>(index);
+}
+
+}  // namespace minipuzzle::cuda

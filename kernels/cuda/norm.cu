@@ -1,0 +1,113 @@
+// RMS norm over the last axis (Zhang & Sennrich 2019): statistics in float32, one rounding at the end.
+#include "kernels/cuda/operations.h"
+#include "kernels/cuda/vectors.cuh"
+
+namespace minipuzzle::cuda {
+namespace {
+
+constexpr int kThreads = 128;  // of a block of rows that a warp holds
+constexpr int kLongRowThreads = 512;
+
+struct Rows {
+    const bf16* x;
+    const float* weight;
+    bf16* out;
+    int64_t count, width;
+    float eps;
+};
+
+// rsqrt(mean square + eps).
+__device__ float row_scale(const Rows& rows, float square_sum) {
+    return rsqrtf(square_sum / static_cast<float>(rows.width) + rows.eps);
+}
+
+// A row per warp (blockDim.y of them in a block), or per block, held in registers from its one read on: it may be
+// written in place. Thread x holds vectors x, x + blockDim.x, ...
+template <int kHeld, bool kOneWarp>
+__global__ void __launch_bounds__(kOneWarp ? kThreads : RowLayout::kMostThreads) normalise_held(const Rows rows) {
+    __shared__ float partials[2][kWarp];
+    const int64_t step = int64_t{gridDim.x} * blockDim.y;
+    int turn = 0;
+    for (int64_t row = int64_t{blockIdx.x} * blockDim.y + threadIdx.y; row < rows.count; row += step) {
+        const bf16* x = rows.x + row * rows.width;
+        Packed<8> held[kHeld] = {};
+#pragma unroll
+        for (int h = 0; h < kHeld; ++h) {
+            const int64_t i = (int64_t{threadIdx.x} + h * blockDim.x) * 8;
+            if (i < rows.width) held[h] = load<8>(x + i);
+        }
+        float sum = 0;
+#pragma unroll
+        for (int h = 0; h < kHeld; ++h) {
+            float v[8];
+            unpack(held[h], v);
+#pragma unroll
+            for (int j = 0; j < 8; ++j) sum = fmaf(v[j], v[j], sum);
+        }
+        const float scale = row_scale(rows, kOneWarp ? warp_sum(sum) : block_sum(sum, partials[turn ^= 1]));
+        bf16* out = rows.out + row * rows.width;
+#pragma unroll
+        for (int h = 0; h < kHeld; ++h) {
+            const int64_t i = (int64_t{threadIdx.x} + h * blockDim.x) * 8;
+            if (i >= rows.width) continue;
+            float v[8], w[8];
+            unpack(held[h], v);
+            load_weights(rows.weight + i, w);
+#pragma unroll
+            for (int j = 0; j < 8; ++j) v[j] = w[j] * (v[j] * scale);
+            store(out + i, pack(v));
+        }
+    }
+}
+
+// A row per block, read twice: rows too long to be held, and widths or addresses that vectors do not fit.
+__global__ void __launch_bounds__(kLongRowThreads) normalise_long(const Rows rows) {
+    __shared__ float partials[2][kWarp];
+    int turn = 0;
+    for (int64_t row = blockIdx.x; row < rows.count; row += gridDim.x) {
+        const bf16* x = rows.x + row * rows.width;
+        bf16* out = rows.out + row * rows.width;
+        float sum = 0;
+        for (int64_t i = threadIdx.x; i < rows.width; i += blockDim.x) {
+            const float v = __bfloat162float(x[i]);
+            sum = fmaf(v, v, sum);
+        }
+        const float scale = row_scale(rows, block_sum(sum, partials[turn ^= 1]));
+        for (int64_t i = threadIdx.x; i < rows.width; i += blockDim.x)
+            out[i] = __float2bfloat16_rn(rows.weight[i] * (__bfloat162float(x[i]) * scale));
+    }
+}
+
+using Kernel = void (*)(Rows);
+
+Kernel held_kernel(const RowLayout& layout) {
+    constexpr Kernel kWarpKernels[] = {normalise_held<1, true>, normalise_held<2, true>, normalise_held<3, true>,
+                                       normalise_held<4, true>};
+    if (layout.one_warp()) return kWarpKernels[layout.held - 1];
+    return layout.held == 3 ? Kernel(normalise_held<3, false>) : Kernel(normalise_held<4, false>);
+}
+
+}  // namespace
+
+// 8B: 2 * D read and 2 * D written per token (16 KiB at D 4096; the weight stays in the caches); 4 FLOPs per element.
+void run(const Context& context, const RmsNormForward& args) {
+    const Rows rows{.x = bf16_data(args.x),
+                    .weight = args.weight.as<float>(),
+                    .out = bf16_data(args.out),
+                    .count = args.x.rows(),
+                    .width = args.x.columns(),
+                    .eps = static_cast<float>(args.eps)};
+    if (rows.count == 0) return;
+    const RowLayout layout = row_layout(div_up(rows.width, 8));
+    if (layout.fits() && vectors_fit(rows.x, rows.width) && vectors_fit(rows.out, rows.width) &&
+        vectors_fit(rows.weight, rows.width)) {
+        const int together = layout.one_warp() ? kThreads / kWarp : 1;
+        const dim3 block(layout.threads, together);
+        held_kernel(layout)<<<grid_size(div_up(rows.count, together)), block, 0, context.stream>>>(rows);
+    } else {
+        normalise_long<<<grid_size(rows.count), kLongRowThreads, 0, context.stream>>>(rows);
+    }
+    MP_CUDA_LAUNCHED();
+}
+
+}  // namespace minipuzzle::cuda

@@ -1,12 +1,13 @@
 // Exact attention with the softmax taken as the keys come by (Milakov & Gimelshein 2018; Dao et al. 2022,
-// "FlashAttention", arXiv 2205.14135, and 2023, arXiv 2307.08691). A block owns some query rows of one head and
-// walks the key blocks that any of them may see: from the first document's first key to the diagonal. A warp
-// owns its rows alone, so statistics never leave a group of four lanes. Scores and the running output stay in
-// float32 registers; the probabilities are rounded to bf16 as an operand only, their sum is not.
+// "FlashAttention", arXiv 2205.14135, and 2023, arXiv 2307.08691). A block owns some query rows of one head
+// and walks the key blocks that any of them may see, from the diagonal back to the first document's first
+// key. A warp owns its rows alone, so statistics never leave a group of four lanes. Scores and the running
+// output stay in float32 registers; the probabilities are rounded to bf16 as an operand only, their sum is
+// not.
 //
-// Ideal work at the 8B shape (32 query and 8 kv heads of 128, T tokens): 2 * T^2 * 32 * 128 = 8192 T^2 FLOPs, a
-// causal half of 4 T^2 HP; bytes 2 * T * (2 * 4096 + 2 * 1024) = 20480 T. At T = 8192 that is 550 GFLOP against
-// 168 MB: 0.6 ms of a Hopper's arithmetic against 0.04 ms of its memory.
+// Ideal work at the 8B shape (32 query and 8 kv heads of 128, T tokens): 2 * T^2 * 32 * 128 = 8192 T^2 FLOPs,
+// a causal half of 4 T^2 HP; bytes 2 * T * (2 * 4096 + 2 * 1024) = 20480 T. At T = 8192 that is 550 GFLOP
+// against 168 MB: 0.6 ms of a Hopper's arithmetic against 0.04 ms of its memory.
 //
 // Bits: key blocks are counted from the row's start and a query block's result depends on nothing but its
 // sequence, so neither the batch nor a place in it shows.
@@ -16,6 +17,7 @@
 #include "kernels/cuda/mma.cuh"
 
 namespace minipuzzle::cuda {
+int attention_variant = 0;
 namespace {
 
 constexpr int kWarps = 4;
@@ -27,8 +29,8 @@ struct AttentionParams {
     uint16_t* out;
     float* lse;  // null: not wanted
     int time, heads, kv_heads, head_dim, query_blocks;
-    bool aligned;     // every row of a head begins on 16 bytes
-    float scale;      // 1 / sqrt(head_dim)
+    bool aligned;      // every row of a head begins on 16 bytes
+    float scale;       // 1 / sqrt(head_dim)
     float scale_log2;  // the same times log2(e): exponentials are taken to base 2
 };
 
@@ -41,16 +43,30 @@ struct AttentionShape {
     static constexpr int kRows = kWarps * kWarpRows;
     static constexpr int kPitch = 2 * kDim;  // bytes of a row in shared memory
     static constexpr int kTileBytes = kKeys * kPitch;
-    // Queries, two stages of keys and values, and the first key of each query.
+    // Queries, two stages of keys and values, the first key of each query, and where the block's rows lie: no
+    // register holds that through the loop.
     static constexpr int kFirstKeys = kRows * kPitch + 4 * kTileBytes;
-    static constexpr int kSharedBytes = kFirstKeys + kRows * 4;
+    static constexpr int kOffsets = kFirstKeys + kRows * 4;
+    static constexpr int kSharedBytes = kOffsets + 16;
 };
 
-// Where piece `piece` (16 bytes) of a row lies inside its row: permuted so that eight rows' equal pieces, which
-// ldmatrix reads at once, fall into different banks. kDim is a multiple of 32.
+// Where piece `piece` (16 bytes) of a row lies inside its row: permuted so that eight rows' equal pieces,
+// which ldmatrix reads at once, fall into different banks. kDim is a multiple of 32.
 template <int kDim>
 __device__ __forceinline__ int swizzled(int row, int piece) {
     return (kDim % 64 == 0 ? piece ^ (row % 8) : piece ^ (row / 2 % 4)) * 16;
+}
+// From the address of a row's piece 0 or 1 to that of the piece `ahead` (even) further on. Rows begin at
+// multiples of the permutation's span, so the step is an exclusive or, and a constant beyond the span.
+template <int kDim>
+__device__ __forceinline__ uint32_t pieces_ahead(uint32_t address, int ahead) {
+    constexpr int kPermuted = kDim % 64 == 0 ? 0x70 : 0x30;
+    return (address ^ (ahead * 16 & kPermuted)) + (ahead * 16 & ~kPermuted);
+}
+// The address that a lane begins with, inside rows that begin at `rows`.
+template <int kDim>
+__device__ __forceinline__ uint32_t lane_address(uint32_t rows, LaneBlock lane) {
+    return rows + lane.row * 2 * kDim + swizzled<kDim>(lane.row, lane.piece);
 }
 
 // kRows rows of one head, the first of them at `from`, to shared memory; zeros beyond row `inside` and beyond
@@ -97,8 +113,8 @@ __device__ __forceinline__ int first_of_document(const int32_t* document, int t)
 
 // Writes, for each of the warp's rows, the first key that it may see.
 template <class Shape>
-__device__ __forceinline__ void find_first_keys(int* first_keys, const AttentionParams& p, const int32_t* document,
-                                                int warp_row) {
+__device__ __forceinline__ void find_first_keys(int* first_keys, const AttentionParams& p,
+                                                const int32_t* document, int warp_row) {
     const int lane = threadIdx.x % kWarp, row = warp_row + lane;
     int first = 0;
     if (document && warp_row < p.time) {
@@ -138,30 +154,28 @@ struct Running {
 template <class Shape>
 using Scores = float[Shape::kTiles][Shape::kKeys / 8][4];
 
-// scores = q k^T for the warp's rows; `q` and `k` are addresses of the warp's first row and the block's first key.
+// scores = q k^T for the warp's rows; `q` and `k` are the lane's addresses in the warp's rows and in the
+// keys.
 template <class Shape>
 __device__ __forceinline__ void multiply_scores(Scores<Shape>& scores, uint32_t q, uint32_t k) {
-    const LaneBlock a_lane = lane_block_by_rows(threadIdx.x % kWarp);
-    const LaneBlock b_lane = lane_block_by_columns(threadIdx.x % kWarp);
 #pragma unroll
     for (int tile = 0; tile < Shape::kTiles; ++tile)
 #pragma unroll
         for (int n = 0; n < Shape::kKeys / 8; ++n)
 #pragma unroll
             for (int e = 0; e < 4; ++e) scores[tile][n][e] = 0;
-    const uint32_t q_row = q + a_lane.row * Shape::kPitch, k_row = k + b_lane.row * Shape::kPitch;
 #pragma unroll
     for (int step = 0; step < Shape::kDim / 16; ++step) {
-        const int q_piece = swizzled<Shape::kDim>(a_lane.row, 2 * step + a_lane.piece);
-        const int k_piece = swizzled<Shape::kDim>(b_lane.row, 2 * step + b_lane.piece);
+        const uint32_t q_step = pieces_ahead<Shape::kDim>(q, 2 * step);
+        const uint32_t k_step = pieces_ahead<Shape::kDim>(k, 2 * step);
         uint32_t a[Shape::kTiles][4];
 #pragma unroll
         for (int tile = 0; tile < Shape::kTiles; ++tile)
-            load_matrices(a[tile], q_row + tile * 16 * Shape::kPitch + q_piece);
+            load_matrices(a[tile], q_step + tile * 16 * Shape::kPitch);
 #pragma unroll
         for (int n = 0; n < Shape::kKeys / 16; ++n) {
             uint32_t b[4];
-            load_matrices(b, k_row + n * 16 * Shape::kPitch + k_piece);
+            load_matrices(b, k_step + n * 16 * Shape::kPitch);
 #pragma unroll
             for (int tile = 0; tile < Shape::kTiles; ++tile) {
                 multiply_add(scores[tile][2 * n], a[tile], b[0], b[1]);
@@ -196,9 +210,11 @@ __device__ __forceinline__ void mask_scores(Scores<Shape>& scores, const int* fi
 
 // Scores to unnormalised probabilities, in place; the running sums and output move to the new maxima.
 template <class Shape>
-__device__ __forceinline__ void advance_softmax(Scores<Shape>& scores, Running<Shape>& running, float scale_log2) {
+__device__ __forceinline__ void advance_softmax(Scores<Shape>& scores, Running<Shape>& running,
+                                                float scale_log2) {
 #pragma unroll
-    for (int tile = 0; tile < Shape::kTiles; ++tile)
+    for (int tile = 0; tile < Shape::kTiles; ++tile) {
+        float fade[2];
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             float largest = running.largest[tile][half];
@@ -211,8 +227,8 @@ __device__ __forceinline__ void advance_softmax(Scores<Shape>& scores, Running<S
             running.largest[tile][half] = largest;
             // A row that has seen no key yet keeps -inf; its exponentials are then taken against 0.
             const float shift = largest == -INFINITY ? 0.0f : largest * scale_log2;
-            const float fade = exp2_fast(before * scale_log2 - shift);
-            float sum = running.sum[tile][half] * fade;
+            fade[half] = exp2_fast(before * scale_log2 - shift);
+            float sum = running.sum[tile][half] * fade[half];
 #pragma unroll
             for (int n = 0; n < Shape::kKeys / 8; ++n)
 #pragma unroll
@@ -222,20 +238,20 @@ __device__ __forceinline__ void advance_softmax(Scores<Shape>& scores, Running<S
                     sum += probability;
                 }
             running.sum[tile][half] = sum;
-#pragma unroll
-            for (int n = 0; n < Shape::kDim / 8; ++n) {
-                running.out[tile][n][2 * half] *= fade;
-                running.out[tile][n][2 * half + 1] *= fade;
-            }
         }
+        // Maxima settle early: most blocks leave the warp's rows as they are.
+        if (!__any_sync(kAllLanes, fade[0] != 1.0f || fade[1] != 1.0f)) continue;
+#pragma unroll
+        for (int n = 0; n < Shape::kDim / 8; ++n)
+#pragma unroll
+            for (int e = 0; e < 4; ++e) running.out[tile][n][e] *= fade[e / 2];
+    }
 }
 
-// out += probabilities * v.
+// out += probabilities * v; `v` is the lane's address in the values.
 template <class Shape>
 __device__ __forceinline__ void multiply_values(Running<Shape>& running, const Scores<Shape>& probabilities,
                                                 uint32_t v) {
-    const LaneBlock b_lane = lane_block_by_rows(threadIdx.x % kWarp);
-    const uint32_t v_row = v + b_lane.row * Shape::kPitch;
 #pragma unroll
     for (int step = 0; step < Shape::kKeys / 16; ++step) {
         uint32_t a[Shape::kTiles][4];
@@ -251,8 +267,7 @@ __device__ __forceinline__ void multiply_values(Running<Shape>& running, const S
 #pragma unroll
         for (int n = 0; n < Shape::kDim / 16; ++n) {
             uint32_t b[4];
-            load_matrices_transposed(b, v_row + step * 16 * Shape::kPitch +
-                                            swizzled<Shape::kDim>(b_lane.row, 2 * n + b_lane.piece));
+            load_matrices_transposed(b, pieces_ahead<Shape::kDim>(v, 2 * n) + step * 16 * Shape::kPitch);
 #pragma unroll
             for (int tile = 0; tile < Shape::kTiles; ++tile) {
                 multiply_add(running.out[tile][2 * n], a[tile], b[0], b[1]);
@@ -262,11 +277,11 @@ __device__ __forceinline__ void multiply_values(Running<Shape>& running, const S
     }
 }
 
-// Divides by the sums, writes lse, and leaves the rows in the warp's own part of the queries' shared memory, in
-// bf16.
+// Divides by the sums, writes lse, and leaves the rows in the warp's own part of the queries' shared memory,
+// in bf16.
 template <class Shape>
-__device__ __forceinline__ void finish_rows(const Running<Shape>& running, const AttentionParams& p, float* lse,
-                                            int warp_row, uint32_t rows) {
+__device__ __forceinline__ void finish_rows(const Running<Shape>& running, const AttentionParams& p,
+                                            float* lse, int warp_row, uint32_t rows) {
     const int lane = threadIdx.x % kWarp;
 #pragma unroll
     for (int tile = 0; tile < Shape::kTiles; ++tile)
@@ -289,15 +304,15 @@ __device__ __forceinline__ void finish_rows(const Running<Shape>& running, const
 
 // The warp's rows from shared memory to `out`, the address of token 0.
 template <class Shape>
-__device__ __forceinline__ void store_rows(uint16_t* out, const AttentionParams& p, int warp_row, uint32_t rows) {
+__device__ __forceinline__ void store_rows(uint16_t* out, const AttentionParams& p, int warp_row,
+                                           uint32_t rows) {
     const int lane = threadIdx.x % kWarp;
     const int64_t pitch = static_cast<int64_t>(p.heads) * p.head_dim;
     constexpr int kPieces = Shape::kDim / 8;
     for (int i = lane; i < Shape::kWarpRows * kPieces; i += kWarp) {
         const int row = i / kPieces, piece = i % kPieces, count = p.head_dim - piece * 8;
         if (warp_row + row >= p.time || count <= 0) continue;
-        const uint4 values =
-            load_shared_16(rows + row * Shape::kPitch + swizzled<Shape::kDim>(row, piece));
+        const uint4 values = load_shared_16(rows + row * Shape::kPitch + swizzled<Shape::kDim>(row, piece));
         uint16_t* to = out + (warp_row + row) * pitch + piece * 8;
         if (p.aligned) {
             *reinterpret_cast<uint4*>(to) = values;
@@ -310,8 +325,8 @@ __device__ __forceinline__ void store_rows(uint16_t* out, const AttentionParams&
     }
 }
 
-// One block of query rows of one head. Blocks are numbered with heads fastest (heads that share keys run side by
-// side), then query blocks from the longest to the shortest, then sequences.
+// One block of query rows of one head. Blocks are numbered with heads fastest (heads that share keys run side
+// by side), then query blocks from the longest to the shortest, then sequences.
 template <class Shape>
 __global__ void __launch_bounds__(kThreads, Shape::kBlocks) attention_kernel(const AttentionParams p) {
     extern __shared__ __align__(128) std::byte shared[];
@@ -325,52 +340,62 @@ __global__ void __launch_bounds__(kThreads, Shape::kBlocks) attention_kernel(con
     const int64_t kv_pitch = static_cast<int64_t>(p.kv_heads) * p.head_dim;
     const int64_t q_offset = sequence * p.time * q_pitch + static_cast<int64_t>(head) * p.head_dim;
     const int64_t kv_offset = sequence * p.time * kv_pitch + static_cast<int64_t>(kv_head) * p.head_dim;
-    const uint16_t *k = p.k + kv_offset, *v = p.v + kv_offset;
     const int32_t* document = p.document ? p.document + sequence * p.time : nullptr;
 
+    int64_t* const kept_offsets = reinterpret_cast<int64_t*>(shared + Shape::kOffsets);
+    if (threadIdx.x == 0) {
+        kept_offsets[0] = q_offset;
+        kept_offsets[1] = (sequence * p.heads + head) * p.time;
+    }
     const uint32_t q_shared = shared_address(shared);
     const uint32_t stages = q_shared + Shape::kRows * Shape::kPitch;
     load_rows<Shape::kDim, Shape::kRows>(q_shared, p.q + q_offset + first_query * q_pitch, q_pitch,
                                          p.time - first_query, p);
 
-    const int first_block = document ? first_of_document(document, first_query) / Shape::kKeys : 0;
     const int last_block = (min(first_query + Shape::kRows, p.time) - 1) / Shape::kKeys;
     const auto load_block = [&](int block) {
         const uint32_t stage = stages + (block % 2) * 2 * Shape::kTileBytes;
         const int first_key = block * Shape::kKeys, inside = p.time - first_key;
-        const int64_t offset = first_key * kv_pitch;
-        load_rows<Shape::kDim, Shape::kKeys>(stage, k + offset, kv_pitch, inside, p);
-        load_rows<Shape::kDim, Shape::kKeys>(stage + Shape::kTileBytes, v + offset, kv_pitch, inside, p);
+        const int64_t offset = kv_offset + first_key * kv_pitch;
+        load_rows<Shape::kDim, Shape::kKeys>(stage, p.k + offset, kv_pitch, inside, p);
+        load_rows<Shape::kDim, Shape::kKeys>(stage + Shape::kTileBytes, p.v + offset, kv_pitch, inside, p);
         commit_copies();
     };
-    load_block(first_block);
+    // From the diagonal back to the first document's first key: where that is, is found while the diagonal
+    // comes.
+    load_block(last_block);
+    const int first_block = document ? first_of_document(document, first_query) / Shape::kKeys : 0;
 
     const int warp = threadIdx.x / kWarp;
     const int warp_row = first_query + warp * Shape::kWarpRows, warp_end = warp_row + Shape::kWarpRows;
     const uint32_t q_warp = q_shared + warp * Shape::kWarpRows * Shape::kPitch;
     int* first_keys = reinterpret_cast<int*>(shared + Shape::kFirstKeys) + warp * Shape::kWarpRows;
     find_first_keys<Shape>(first_keys, p, document, warp_row);
+    const LaneBlock by_rows = lane_block_by_rows(threadIdx.x % kWarp);
+    const uint32_t q_lane = lane_address<Shape::kDim>(q_warp, by_rows);
+    const uint32_t k_lane = lane_address<Shape::kDim>(stages, lane_block_by_columns(threadIdx.x % kWarp));
+    const uint32_t v_lane = lane_address<Shape::kDim>(stages + Shape::kTileBytes, by_rows);
     Running<Shape> running;
-    for (int block = first_block; block <= last_block; ++block) {
+    for (int block = last_block; block >= first_block; --block) {
         wait_for_copies<0>();
         __syncthreads();  // the block has come, and everyone is done with the one before it
-        if (block < last_block) load_block(block + 1);
+        if (block > first_block) load_block(block - 1);
         const int first_key = block * Shape::kKeys, end_key = first_key + Shape::kKeys;
         if (first_key >= warp_end || end_key <= first_keys[0]) continue;
-        const uint32_t stage = stages + (block % 2) * 2 * Shape::kTileBytes;
+        const uint32_t stage = block % 2 * 2 * Shape::kTileBytes;
         Scores<Shape> scores;
-        multiply_scores<Shape>(scores, q_warp, stage);
+        multiply_scores<Shape>(scores, q_lane, k_lane + stage);
         if (end_key > warp_row + 1 || first_key < first_keys[Shape::kWarpRows - 1])
             mask_scores<Shape>(scores, first_keys, warp_row, first_key);
         advance_softmax<Shape>(scores, running, p.scale_log2);
-        multiply_values<Shape>(running, scores, stage + Shape::kTileBytes);
+        multiply_values<Shape>(running, scores, v_lane + stage);
     }
 
-    float* lse = p.lse ? p.lse + (sequence * p.heads + head) * p.time : nullptr;
+    float* lse = p.lse ? p.lse + kept_offsets[1] : nullptr;
     __syncwarp();
     finish_rows<Shape>(running, p, lse, warp_row, q_warp);
     __syncwarp();
-    store_rows<Shape>(p.out + q_offset, p, warp_row, q_warp);
+    store_rows<Shape>(p.out + kept_offsets[0], p, warp_row, q_warp);
 }
 
 template <class Shape>
@@ -412,12 +437,32 @@ void attention_forward_plain(const Context& context, const AttentionForward& arg
     p.scale = 1.0f / std::sqrt(static_cast<float>(p.head_dim));
     p.scale_log2 = p.scale * 1.4426950408889634f;
 
-    if (p.head_dim <= 32) return launch<AttentionShape<32, 2, 64, 4>>(context, p, batch);
-    if (p.head_dim <= 64) return launch<AttentionShape<64, 2, 64, 3>>(context, p, batch);
+    const int V = attention_variant;
+    if (p.head_dim <= 32) {
+        if (V == 0) return launch<AttentionShape<32, 2, 64, 3>>(context, p, batch);
+        if (V == 1) return launch<AttentionShape<32, 1, 64, 5>>(context, p, batch);
+        if (V == 2) return launch<AttentionShape<32, 1, 64, 4>>(context, p, batch);
+        if (V == 3) return launch<AttentionShape<32, 2, 64, 4>>(context, p, batch);
+        if (V == 4) return launch<AttentionShape<32, 1, 128, 4>>(context, p, batch);
+        if (V == 5) return launch<AttentionShape<32, 2, 32, 4>>(context, p, batch);
+    }
+    if (p.head_dim <= 64) {
+        if (V == 0) return launch<AttentionShape<64, 2, 64, 2>>(context, p, batch);
+        if (V == 1) return launch<AttentionShape<64, 2, 32, 3>>(context, p, batch);
+        if (V == 2) return launch<AttentionShape<64, 1, 64, 4>>(context, p, batch);
+        if (V == 3) return launch<AttentionShape<64, 2, 64, 3>>(context, p, batch);
+        if (V == 4) return launch<AttentionShape<64, 1, 64, 5>>(context, p, batch);
+        if (V == 5) return launch<AttentionShape<64, 2, 128, 2>>(context, p, batch);
+    }
     if (p.head_dim <= 96) return launch<AttentionShape<96, 2, 64, 2>>(context, p, batch);
-    if (p.head_dim <= 128) return launch<AttentionShape<128, 2, 64, 2>>(context, p, batch);
+    if (p.head_dim <= 128) {
+        if (V == 0) return launch<AttentionShape<128, 2, 64, 2>>(context, p, batch);
+        if (V == 1) return launch<AttentionShape<128, 2, 32, 2>>(context, p, batch);
+        if (V == 2) return launch<AttentionShape<128, 1, 64, 3>>(context, p, batch);
+    }
     if (p.head_dim <= 192) return launch<AttentionShape<192, 1, 32, 2>>(context, p, batch);
-    launch<AttentionShape<256, 1, 32, 2>>(context, p, batch);
+    if (V == 0) return launch<AttentionShape<256, 1, 32, 2>>(context, p, batch);
+    if (V == 1) return launch<AttentionShape<256, 1, 64, 1>>(context, p, batch);
 }
 
 }  // namespace minipuzzle::cuda

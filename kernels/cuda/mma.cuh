@@ -2,7 +2,8 @@
 // with float32 accumulation, the loads of its operands from shared memory (ldmatrix), asynchronous copies to
 // shared memory (cp.async), and bf16 conversions.
 //
-// Who holds what (PTX ISA, "Matrix Fragments for mma.m16n8k16"): with g = lane / 4 and t = lane % 4, a lane holds
+// Who holds what (PTX ISA, "Matrix Fragments for mma.m16n8k16"): with g = lane / 4 and t = lane % 4, a lane
+// holds
 //   of A, 16 x 16: a[0] = (g, 2t..2t+1), a[1] = (g + 8, 2t..), a[2] = (g, 2t + 8..), a[3] = (g + 8, 2t + 8..)
 //   of B, 16 x 8:  b0 = (2t..2t+1, g), b1 = (2t + 8.., g)
 //   of C, 16 x 8:  c[0..1] = (g, 2t..2t+1), c[2..3] = (g + 8, 2t..2t+1)
@@ -64,8 +65,8 @@ __device__ __forceinline__ void store_shared(uint32_t to, uint32_t value) {
     asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(value) : "memory");
 }
 __device__ __forceinline__ void store_shared(uint32_t to, uint4 value) {
-    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(value.x), "r"(value.y), "r"(value.z),
-                 "r"(value.w)
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(value.x), "r"(value.y),
+                 "r"(value.z), "r"(value.w)
                  : "memory");
 }
 __device__ __forceinline__ uint4 load_shared_16(uint32_t from) {
@@ -91,8 +92,8 @@ __device__ __forceinline__ uint4 gather_16(const uint16_t* from, int count) {
 
 // ---- products
 
-// Four 8 x 8 matrices of bf16; lane l gives the address of row l % 8 of matrix l / 8. A lane receives elements
-// (g, 2t..2t+1) of each matrix, or of its transpose.
+// Four 8 x 8 matrices of bf16; lane l gives the address of row l % 8 of matrix l / 8. A lane receives
+// elements (g, 2t..2t+1) of each matrix, or of its transpose.
 __device__ __forceinline__ void load_matrices(uint32_t (&to)[4], uint32_t row_address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
@@ -107,7 +108,8 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&to)[4], uint
 }
 
 // c += a * b for a 16 x 16 and b 16 x 8.
-__device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+__device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
+                                             uint32_t b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])

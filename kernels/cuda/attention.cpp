@@ -1,6 +1,5 @@
 #include "kernels/cuda/attention.h"
 
-#include <algorithm>
 #include <map>
 #include <tuple>
 
@@ -20,55 +19,41 @@ bool suits_cudnn(const AttentionForward& args) {
     return args.head_dim % 8 == 0 && args.head_dim <= 128 && args.q.size(1) >= kShortestRow && !args.document;
 }
 
-// The sequences of a batch run on this many streams in turn, so that one's last blocks share the device with
-// the next one's first: alone, 1024 tokens of 32 heads leave two fifths of it idle.
-constexpr int kLanes = 4;
-constexpr int64_t kLaneWorkspaceBytes = int64_t{16} << 20;
+// Of the 64 MiB of scratch memory, for each of two streams. The plans seen so far take none.
+constexpr int64_t kWorkspaceBytes = int64_t{32} << 20;
 
-// The streams beside the operations' own, which is lane 0.
-class Lanes {
+// A second stream, which takes every other sequence of a batch, so that one's last blocks share the device
+// with the next one's first: alone, 1024 tokens of 32 heads leave two fifths of it idle.
+class SideStream {
   public:
-    Lanes() {
+    SideStream() {
+        MP_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
         MP_CUDA(cudaEventCreateWithFlags(&before_, cudaEventDisableTiming));
-        for (Lane& lane : lanes_) {
-            MP_CUDA(cudaStreamCreateWithFlags(&lane.stream, cudaStreamNonBlocking));
-            MP_CUDA(cudaEventCreateWithFlags(&lane.done, cudaEventDisableTiming));
-        }
+        MP_CUDA(cudaEventCreateWithFlags(&after_, cudaEventDisableTiming));
     }
-    ~Lanes() {
-        for (Lane& lane : lanes_) {
-            cudaStreamDestroy(lane.stream);
-            cudaEventDestroy(lane.done);
-        }
+    ~SideStream() {
+        cudaEventDestroy(after_);
         cudaEventDestroy(before_);
+        cudaStreamDestroy(stream_);
     }
-    Lanes(const Lanes&) = delete;
-    Lanes& operator=(const Lanes&) = delete;
+    SideStream(const SideStream&) = delete;
+    SideStream& operator=(const SideStream&) = delete;
 
-    // Calls launch(index, lane, stream) for every index below count; all of it after what `main` was given so
-    // far and before what it is given next.
-    template <class Launch>
-    void run(cudaStream_t main, int64_t count, const Launch& launch) {
-        const int used = static_cast<int>(std::min<int64_t>(count, kLanes));
-        if (used > 1) MP_CUDA(cudaEventRecord(before_, main));
-        for (int i = 1; i < used; ++i) MP_CUDA(cudaStreamWaitEvent(lanes_[i - 1].stream, before_));
-        for (int64_t index = 0; index < count; ++index) {
-            const int lane = static_cast<int>(index % kLanes);
-            launch(index, lane, lane == 0 ? main : lanes_[lane - 1].stream);
-        }
-        for (int i = 1; i < used; ++i) {
-            MP_CUDA(cudaEventRecord(lanes_[i - 1].done, lanes_[i - 1].stream));
-            MP_CUDA(cudaStreamWaitEvent(main, lanes_[i - 1].done));
-        }
+    cudaStream_t get() const { return stream_; }
+    // What it is given from here on starts after everything that `main` was given so far.
+    void fork(cudaStream_t main) {
+        MP_CUDA(cudaEventRecord(before_, main));
+        MP_CUDA(cudaStreamWaitEvent(stream_, before_));
+    }
+    // What `main` is given from here on starts after everything that it was given so far.
+    void join(cudaStream_t main) {
+        MP_CUDA(cudaEventRecord(after_, stream_));
+        MP_CUDA(cudaStreamWaitEvent(main, after_));
     }
 
   private:
-    struct Lane {
-        cudaStream_t stream = nullptr;
-        cudaEvent_t done = nullptr;
-    };
-    cudaEvent_t before_ = nullptr;
-    Lane lanes_[kLanes - 1];
+    cudaStream_t stream_ = nullptr;
+    cudaEvent_t before_ = nullptr, after_ = nullptr;
 };
 
 std::byte* sequence(const Tensor& tensor, int64_t index) {
@@ -89,14 +74,14 @@ struct Attention::State {
         const auto known = plans.find(key);
         if (known != plans.end()) return known->second.get();
         if (!library) library = std::make_unique<Library>();
-        return plans.emplace(key, CudnnAttentionPlan::build(library->handle, shape, kLaneWorkspaceBytes))
+        return plans.emplace(key, CudnnAttentionPlan::build(library->handle, shape, kWorkspaceBytes))
             .first->second.get();
     }
 
     // What is made when the first plan is.
     struct Library {
         CudnnHandle handle;
-        Lanes lanes;
+        SideStream side;
     };
     std::unique_ptr<Library> library;  // outlives the plans
     std::map<Key, std::unique_ptr<CudnnAttentionPlan>> plans;
@@ -115,22 +100,25 @@ void Attention::run(const Context& context, const AttentionForward& args) {
     CudnnAttentionPlan* plan = state_->plan_of(args);
     if (!plan) return attention_forward_plain(context, args);
     MP_ASSERT(context.scratch_capacity >= scratch_bytes(args));
-    state_->library->lanes.run(context.stream, args.q.size(0), [&](int64_t b, int lane, cudaStream_t stream) {
-        plan->run(stream, context.scratch + lane * kLaneWorkspaceBytes,
+    SideStream& side = state_->library->side;
+    const int64_t batch = args.q.size(0);
+    if (batch > 1) side.fork(context.stream);
+    for (int64_t b = 0; b < batch; ++b) {
+        const bool aside = b % 2 == 1;
+        plan->run(aside ? side.get() : context.stream, context.scratch + (aside ? kWorkspaceBytes : 0),
                   {.q = sequence(args.q, b),
                    .k = sequence(args.k, b),
                    .v = sequence(args.v, b),
                    .out = sequence(args.out, b),
                    .lse = sequence(args.lse, b)});
-    });
+    }
+    if (batch > 1) side.join(context.stream);
 }
 
 void run(const Context& context, Attention& attention, const AttentionForward& args) {
     attention.run(context, args);
 }
 
-int64_t scratch_bytes(const AttentionForward& args) {
-    return suits_cudnn(args) ? kLanes * kLaneWorkspaceBytes : 0;
-}
+int64_t scratch_bytes(const AttentionForward& args) { return suits_cudnn(args) ? 2 * kWorkspaceBytes : 0; }
 
 }  // namespace minipuzzle::cuda

@@ -149,7 +149,8 @@ class AttentionGraph {
         tensor.set(CUDNN_ATTR_TENSOR_DATA_TYPE, type);
         tensor.set(CUDNN_ATTR_TENSOR_DIMENSIONS, CUDNN_TYPE_INT64, 4, extents.data());
         tensor.set(CUDNN_ATTR_TENSOR_STRIDES, CUDNN_TYPE_INT64, 4, strides.data());
-        tensor.set(CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, int64_t{16});
+        // A sequence's lse starts wherever that of the one before ends; everything else is 16-byte aligned.
+        tensor.set(CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, int64_t{id == kLse ? 4 : 16});
         tensor.set(CUDNN_ATTR_TENSOR_IS_VIRTUAL, is_virtual);
         tensor.set(CUDNN_ATTR_TENSOR_IS_BY_VALUE, by_value);
         tensor.finalize();

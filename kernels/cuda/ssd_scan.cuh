@@ -52,17 +52,15 @@ struct Layout {
     static constexpr int kStateBlocks = kN / 64;  // of 64 state columns: 128 bytes, one swizzled row
     static constexpr int kMainBytes = kChunk * kMain * 2, kXBytes = kChunk * kP * 2;
     static constexpr int kBlockBytes = kChunk * 128, kBcBytes = kStateBlocks * kBlockBytes;
-    static constexpr int kStages = kPartial ? 4 : 2;
-    // Room for a second buffer of S, so that it is written while slower warps still read the first, and for y apart
-    // from x.
+    // Room for a third stage, and for y apart from x.
     static constexpr bool kRoomy = kN <= 128;
+    static constexpr int kStages = kPartial ? 4 : kRoomy ? 3 : 2;
 
     static constexpr int kB = 2 * kXBytes, kC = kB + kBcBytes;
     static constexpr int kStageBytes = kPartial ? kC : kC + kBcBytes;
     static constexpr int kStateBlockBytes = kP * 128, kStateBytes = kStateBlocks * kStateBlockBytes;
     static constexpr int kStates = kStages * kStageBytes;
-    static constexpr int kStateBuffers = kPartial ? 0 : kRoomy ? 2 : 1;
-    static constexpr int kY = kStates + 2 * kStateBuffers * kStateBytes;
+    static constexpr int kY = kStates + (kPartial ? 0 : 2 * kStateBytes);
     static constexpr int kSteps = kY + (!kPartial && kRoomy ? 2 * kXBytes : 0);
     static constexpr int kMarks = kSteps + kStages * kStepBytes;
     static constexpr int kBarriers = kMarks + kStages * kMarkBytes;
@@ -552,15 +550,12 @@ __global__ void __launch_bounds__(256, 1)
     const int warp = head.warp, head_index = 2 * pair + group;
     constexpr int kElements = kP * kN;
     const float skip = args.skip[head_index];
-    const auto s_shared = [&](int i) {
-        const uint32_t of_head = shared + L::kStates + group * L::kStateBuffers * L::kStateBytes;
-        return of_head + (L::kRoomy ? i % 2 * L::kStateBytes : 0);
-    };
+    const uint32_t s_shared = shared + L::kStates + group * L::kStateBytes;
     const auto warpgroup_barrier = [&] { sm90::named_barrier(1 + group, 128); };
 
     State<kP, kN> state;
     enter_segment(state, args, sequence, segment, head_index, warp, lane);
-    state.to_shared(s_shared(0), warp, lane);
+    state.to_shared(s_shared, warp, lane);
     sm90::fence_async_shared();
     warpgroup_barrier();
 
@@ -587,7 +582,7 @@ __global__ void __launch_bounds__(256, 1)
         head.start_scores(scores, stage + L::kC, stage + L::kB);
         sm90::wgmma_commit();
         if constexpr (L::kRoomy) {
-            head.start_y(y, stage + L::kC, s_shared(i));
+            head.start_y(y, stage + L::kC, s_shared);
             sm90::wgmma_commit();
         }
         head.main_x(x_tile, steps, first_token, x);
@@ -615,7 +610,7 @@ __global__ void __launch_bounds__(256, 1)
             sm90::wgmma_wait<1>();
         } else {
             sm90::wgmma_fence();
-            head.start_y(y, stage + L::kC, s_shared(i));
+            head.start_y(y, stage + L::kC, s_shared);
             sm90::wgmma_commit();
             sm90::wgmma_wait<0>();
         }
@@ -628,8 +623,8 @@ __global__ void __launch_bounds__(256, 1)
 
         sm90::wgmma_wait<1>();
         sm90::pin(state.main);
-        if constexpr (!L::kRoomy) warpgroup_barrier();  // every warp has done with S
-        state.to_shared(s_shared(i + 1), warp, lane);
+        warpgroup_barrier();  // every warp has done with S
+        state.to_shared(s_shared, warp, lane);
         if (L::kRoomy && lane == 0) sm90::copies_out_wait_read();
         __syncwarp();
         sm90::wgmma_wait<0>();

@@ -475,8 +475,10 @@ __global__ void __launch_bounds__(256, 1)
     const int first = part * args.cut.part_chunks;
     const int count = min(args.cut.part_chunks, args.cut.chunks - first);
     const Feed<kP, kN, kDocuments, true> feed{maps, args, sm90::shared_address(memory), sequence, pair, first, count};
+    if (threadIdx.x == 0) feed.set_up();
+    sm90::let_next_kernel_start();
+    sm90::wait_for_kernel_before();
     if (threadIdx.x == 0) {
-        feed.set_up();
         for (int i = 0; i < min(count, L::kStages); ++i) feed.load(i);
     }
     __syncthreads();
@@ -559,8 +561,10 @@ __global__ void __launch_bounds__(256, 1)
     const int count = min(args.cut.segment_chunks, args.cut.chunks - first);
     const uint32_t shared = sm90::shared_address(memory);
     const Feed<kP, kN, kDocuments, false> feed{maps, args, shared, sequence, pair, first, count};
+    if (threadIdx.x == 0) feed.set_up();
+    sm90::let_next_kernel_start();
+    sm90::wait_for_kernel_before();
     if (threadIdx.x == 0) {
-        feed.set_up();
         for (int i = 0; i < min(count, L::kStages); ++i) feed.load(i);
     }
     __syncthreads();
@@ -663,9 +667,9 @@ __global__ void __launch_bounds__(256, 1)
                 sm90::copy_box_out(maps.y_rest, y_tile + L::kMainBytes + 16 * warp * 32, head_index * kP + L::kMain, row,
                                    sequence);
             sm90::copies_out_commit();
-            if constexpr (L::kRoomy) feed.release(i);
         }
         warpgroup_barrier();  // the next S is written
+        if (L::kRoomy && lane == 0) feed.release(i);
     }
     if (lane == 0) sm90::copies_out_wait_read();  // before the block's shared memory goes
     if (args.final_state && segment == args.cut.segments - 1)

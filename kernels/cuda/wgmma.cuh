@@ -47,12 +47,18 @@ __device__ inline void barrier_wait(uint32_t barrier, uint32_t parity) {
 __device__ inline void named_barrier(int id, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
-// Adds 1 to a counter in shared memory and returns what was there; orders the memory accesses around it.
+// Adds 1 to a counter in shared memory and returns what was there. Relaxed: enough to say that reads are done, as their
+// values have arrived.
 __device__ inline uint32_t count_up(uint32_t counter) {
     uint32_t before;
-    asm volatile("atom.acq_rel.cta.shared::cta.add.u32 %0, [%1], 1;" : "=r"(before) : "r"(counter) : "memory");
+    asm volatile("atom.relaxed.cta.shared::cta.add.u32 %0, [%1], 1;" : "=r"(before) : "r"(counter) : "memory");
     return before;
 }
+
+// Where the kernel before in the stream may still run (programmatic dependent launch): waits until it is done and its
+// writes are seen; and lets the kernel after start.
+__device__ inline void wait_for_kernel_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+__device__ inline void let_next_kernel_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 // What this thread wrote to shared memory by ordinary stores becomes visible to wgmma and the copy engine (after a
 // barrier, for other threads' use of them).
 __device__ inline void fence_async_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }

@@ -34,6 +34,14 @@ void WorkloadOptions::add_to(OptionTable& table) {
     table.bytes("buffers", buffers, "memory of anything else at run time");
 }
 
+void WeightOptions::add_to(OptionTable& table) {
+    table.text("arch", "NAME", arch, "or: a published architecture, with --random-weights");
+    table.flag("random-weights", random_weights,
+               "weights drawn from --seed and the tensors' names, to measure speed and memory");
+    table.bytes("weight-memory", weight_memory,
+                "device memory for the weights; layers beyond it are streamed; 0: all stay there");
+}
+
 void WindowOptions::add_to(OptionTable& table) {
     table.count("seq-len", seq_len, "predicted tokens a window; longer rows are cut", 1);
     table.count("samples", samples, "windows, in seeded order; 0: all");
@@ -47,6 +55,7 @@ std::vector<std::unique_ptr<Command>> all_commands() {
     commands.push_back(std::make_unique<PruneCommand>());
     commands.push_back(std::make_unique<DistillCommand>());
     commands.push_back(std::make_unique<EvalCommand>());
+    commands.push_back(std::make_unique<BenchCommand>());
     commands.push_back(std::make_unique<ReportCommand>());
     commands.push_back(std::make_unique<RunCommand>());
     return commands;

@@ -38,6 +38,7 @@ struct Context {
 struct CommandResult {
     Json json;
     std::string text;
+    bool failed = false;  // the result is printed all the same; the program exits with 1
 };
 
 class Command {

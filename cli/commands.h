@@ -20,6 +20,15 @@ struct WindowOptions {
     void add_to(OptionTable& table);
 };
 
+// Which weights a model runs with besides a folder's, and how much of the device's memory they may take.
+struct WeightOptions {
+    std::string arch;
+    bool random_weights = false;
+    int64_t weight_memory = 0;  // bytes; 0: all weights on the device
+
+    void add_to(OptionTable& table);
+};
+
 struct InspectCommand : Command {
     std::vector<std::string> targets;
     std::string arch, scores, plans, model;
@@ -36,6 +45,7 @@ struct InspectCommand : Command {
 
 struct ScoreCommand : Command {
     std::string model, out = "scores.json";
+    WeightOptions weights;
     std::vector<std::string> data;
     WindowOptions windows;
     std::optional<std::vector<int64_t>> width;
@@ -90,11 +100,21 @@ struct DistillCommand : Command {
 
 struct EvalCommand : Command {
     std::string model, reference, plans, width_scores, out;
+    WeightOptions weights;
     std::vector<std::string> data;
     WindowOptions windows;
 
     const char* name() const override { return "eval"; }
     const char* help() const override { return "Measure a model, or many students of it, on data"; }
+    OptionTable options() override;
+    CommandResult run(const Context& context) override;
+};
+
+struct BenchCommand : Command {
+    std::string what, match;
+
+    const char* name() const override { return "bench"; }
+    const char* help() const override { return "Measure the operations of this device against its limits"; }
     OptionTable options() override;
     CommandResult run(const Context& context) override;
 };

@@ -2,7 +2,7 @@
 #include <fmt/format.h>
 
 #include "cli/commands.h"
-#include "cli/model_loading.h"
+#include "cli/opened_model.h"
 #include "cli/table.h"
 #include "kernels/check.h"
 #include "runtime/evaluate.h"
@@ -14,9 +14,8 @@ namespace {
 
 constexpr const char* kFormat = "minipuzzle.eval/1";
 
-Json header(const Context& context, const Checkpoint& checkpoint) {
+Json header(const Context& context, const ModelIdentity& identity) {
     Json json = artefact_header(kFormat, context.provenance());
-    const ModelIdentity identity = checkpoint.identity();
     json["model"] = {
         {"path", identity.path}, {"arch_hash", identity.arch_hash}, {"weights_hash", identity.weights_hash}};
     return json;
@@ -93,6 +92,7 @@ CommandResult plans_result(Json json, const std::vector<StudentPlan>& plans, con
 OptionTable EvalCommand::options() {
     OptionTable table;
     table.text("model", "FOLDER", model, "the model to measure");
+    weights.add_to(table);
     table.text("reference", "FOLDER", reference, "also measure KL and top-1 agreement against this model");
     table.text(
         "plans", "FILE.jsonl", plans,
@@ -105,7 +105,7 @@ OptionTable EvalCommand::options() {
 }
 
 CommandResult EvalCommand::run(const Context& context) {
-    require_option(*this, "model", !model.empty());
+    require_option(*this, "model", !model.empty() || !weights.arch.empty());
     require_option(*this, "data", !data.empty());
     if (!plans.empty() && !reference.empty())
         fail_usage(
@@ -113,9 +113,8 @@ CommandResult EvalCommand::run(const Context& context) {
     if (!out.empty()) check_output_file(out);
 
     const auto backend = open_backend(context);
-    const LoadedModel loaded(*backend, model);
-    const DataReader reader(model, loaded.architecture(), loaded.checkpoint.config());
-    const Corpus corpus = reader.for_measuring(data);
+    const OpenedModel loaded(*backend, model, weights, context);
+    const Corpus corpus = loaded.reader().for_measuring(data);
     const auto chosen = choose_windows(corpus, windows.seq_len, windows.samples, context.seed());
 
     CommandResult result;
@@ -125,7 +124,7 @@ CommandResult EvalCommand::run(const Context& context) {
         if (!width_scores.empty()) widths = read_width_scores(width_scores);
         for (std::size_t i = 0; i < students.size(); ++i)
             check_plan(students[i], loaded.architecture(), fmt::format("{}:{}", plans, i + 1));
-        result = plans_result(header(context, loaded.checkpoint), students,
+        result = plans_result(header(context, loaded.identity()), students,
                               sweep(*backend, loaded.architecture(), loaded.weights(), students,
                                     widths ? &*widths : nullptr, corpus, chosen, context.control));
     } else {
@@ -136,7 +135,7 @@ CommandResult EvalCommand::run(const Context& context) {
             reference_model.emplace(EvaluatedModel{against->architecture(), against->weights()});
         }
         result = evaluation_result(
-            header(context, loaded.checkpoint),
+            header(context, loaded.identity()),
             evaluate(*backend, {loaded.architecture(), loaded.weights()},
                      reference_model ? &*reference_model : nullptr, corpus, chosen, context.control));
     }

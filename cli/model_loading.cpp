@@ -24,7 +24,7 @@ LoadedModel::LoadedModel(Backend& backend, const std::string& folder)
 DataReader::DataReader(const fs::path& folder, const Architecture& architecture, const Json& config)
     : vocab_(architecture.vocab) {
     const fs::path file = folder / "tokenizer.json";
-    if (fs::exists(file)) tokenizer_.emplace(file);
+    if (!folder.empty() && fs::exists(file)) tokenizer_.emplace(file);
     const auto eos = config.find("eos_token_id");
     if (eos == config.end()) return;
     const Json& id = eos->is_array() && !eos->empty() ? (*eos)[0] : *eos;

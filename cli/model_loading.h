@@ -32,7 +32,8 @@ struct LoadedModel {
     const Weights& weights() const { return memory.weights(); }
 };
 
-// The tokenizer of a folder (none where it has no tokenizer.json), with what else Corpus needs.
+// The tokenizer of a folder (none where it has no tokenizer.json, or there is no folder), with what else
+// Corpus needs.
 class DataReader {
   public:
     DataReader(const std::filesystem::path& folder, const Architecture& architecture, const Json& config);

@@ -125,7 +125,7 @@ int run_command(Command& command, const GlobalOptions& globals, const std::strin
     const std::string& text = globals.json ? result.json.dump(2) + "\n" : result.text;
     if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0)
         throw Error(ErrorKind::other, "cannot write the result to stdout");
-    return 0;
+    return result.failed ? static_cast<int>(ErrorKind::other) : 0;
 }
 
 }  // namespace

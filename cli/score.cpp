@@ -5,7 +5,7 @@
 
 #include "cli/commands.h"
 #include "cli/inspect.h"
-#include "cli/model_loading.h"
+#include "cli/opened_model.h"
 #include "importance/ablation.h"
 #include "kernels/check.h"
 #include "runtime/files.h"
@@ -60,6 +60,7 @@ std::string sharing_line(const importance::ScoreOutcome& outcome) {
 OptionTable ScoreCommand::options() {
     OptionTable table;
     table.text("model", "FOLDER", model, "the model to score");
+    weights.add_to(table);
     table.texts("data", "FILE...", data, "calibration rows");
     table.text("out", "FILE.json", out,
                "the scores; a .csv and, with --width, a .width.safetensors stand beside it");
@@ -72,16 +73,15 @@ OptionTable ScoreCommand::options() {
 }
 
 CommandResult ScoreCommand::run(const Context& context) {
-    require_option(*this, "model", !model.empty());
+    require_option(*this, "model", !model.empty() || !weights.arch.empty());
     require_option(*this, "data", !data.empty());
     const ScoreFiles files(out);
     files.check();
 
     const auto backend = open_backend(context);
-    const LoadedModel loaded(*backend, model);
-    const DataReader reader(model, loaded.architecture(), loaded.checkpoint.config());
-    const Corpus corpus = reader.for_measuring(data);
-    const ModelIdentity identity = loaded.checkpoint.identity(full_hash);
+    const OpenedModel loaded(*backend, model, weights, context);
+    const Corpus corpus = loaded.reader().for_measuring(data);
+    const ModelIdentity identity = loaded.identity(full_hash);
     const importance::ScoreOptions options{.seq_len = windows.seq_len,
                                            .samples = windows.samples,
                                            .seed = context.seed(),

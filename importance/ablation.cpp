@@ -37,17 +37,19 @@ std::vector<int64_t> narrower_widths(const Architecture& architecture, const Sco
 
 // Everything the figures depend on, for telling whether a state may be continued.
 std::string identity_of(const Backend& backend, const ModelIdentity& model, const Corpus& corpus,
-                        const ScoreOptions& options, const std::vector<int64_t>& widths) {
-    std::string text = fmt::format("{} {} {} {} {} {} {}", version(), backend.name(), model.arch_hash,
-                                   model.weights_hash, options.seq_len, options.samples, options.seed);
+                        const ScoreOptions& options, const std::vector<int64_t>& widths,
+                        int64_t batch_tokens) {
+    std::string text =
+        fmt::format("{} {} {} {} {} {} {} b{}", version(), backend.name(), model.arch_hash,
+                    model.weights_hash, options.seq_len, options.samples, options.seed, batch_tokens);
     for (const DataFile& file : corpus.files()) text += " " + file.hash;
     for (int64_t width : widths) text += fmt::format(" w{}", width);
     return text;
 }
 
 SweepResult measure(VariantSweep& sweep, const Corpus& corpus, const std::vector<Window>& windows,
-                    ScoreState& state, const ScoreOptions& options) {
-    const std::vector<WindowBatch> batches = batch_windows(corpus, windows, sweep.batch_tokens());
+                    int64_t batch_tokens, ScoreState& state, const ScoreOptions& options) {
+    const std::vector<WindowBatch> batches = batch_windows(corpus, windows, batch_tokens);
     SweepResult result;
     double done = 0, total = 0;
     for (const WindowBatch& batch : batches) total += static_cast<double>(batch.batch * batch.length);
@@ -103,16 +105,12 @@ std::vector<WidthPoint> width_curve(const Architecture& architecture, const std:
 
 }  // namespace
 
-ScoreOutcome score(Backend& backend, const Architecture& architecture, const Weights& weights,
+ScoreOutcome score(Backend& backend, const Architecture& architecture, WeightSource weights,
                    const ModelIdentity& identity, const Corpus& corpus, const ScoreOptions& options) {
     const std::vector<Window> windows =
         choose_windows(corpus, options.seq_len, options.samples, options.seed);
     const std::vector<int64_t> widths = narrower_widths(architecture, options);
-    ScoreState state(options.state, identity_of(backend, identity, corpus, options, widths), options.resume);
-
     ScoreOutcome outcome;
-    if (options.width)
-        outcome.width = rank_neurons(backend, architecture, weights, corpus, windows, options.control);
     std::vector<StudentPlan> plans = leave_one_out(architecture);
     const SweepSchedule schedule = make_schedule(architecture, plans);
     for (const Window& window : windows) {
@@ -122,7 +120,12 @@ ScoreOutcome score(Backend& backend, const Architecture& architecture, const Wei
     }
     for (int64_t width : widths) plans.push_back({.drop = {}, .ffn_width = width});
     VariantSweep sweep(backend, architecture, weights, plans, &outcome.width);
-    const SweepResult result = measure(sweep, corpus, windows, state, options);
+    const int64_t batch_tokens = sweep.batch_tokens(windows);
+    ScoreState state(options.state, identity_of(backend, identity, corpus, options, widths, batch_tokens),
+                     options.resume);
+    if (options.width)
+        outcome.width = rank_neurons(backend, architecture, weights, corpus, windows, options.control);
+    const SweepResult result = measure(sweep, corpus, windows, batch_tokens, state, options);
 
     ScoreTable& table = outcome.table;
     table.calibration = CalibrationInfo{.sources = corpus.files(),

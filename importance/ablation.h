@@ -31,7 +31,7 @@ struct ScoreOutcome {
 
 // Scores every layer of the model on the corpus. Error bad_input: a NaN loss (names the window), a state that
 // belongs to other inputs.
-ScoreOutcome score(Backend& backend, const Architecture& architecture, const Weights& weights,
+ScoreOutcome score(Backend& backend, const Architecture& architecture, WeightSource weights,
                    const ModelIdentity& identity, const Corpus& corpus, const ScoreOptions& options);
 
 }  // namespace minipuzzle::importance

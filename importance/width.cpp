@@ -10,12 +10,13 @@ namespace minipuzzle::importance {
 
 namespace {
 
+// Small, since sums per neuron are read back after every batch.
 constexpr int64_t kBatchTokens = 4096;
 
 // Per FFN layer, per neuron: sum over sequences of the squared mean activation.
 using SquaredMeans = std::map<int64_t, std::vector<double>>;
 
-void add_batch(Backend& on, DeviceArena& arena, const Architecture& architecture, const Weights& weights,
+void add_batch(Backend& on, DeviceArena& arena, const Architecture& architecture, WeightSource weights,
                const WindowBatch& batch, SquaredMeans& sums) {
     const Tensor tokens = arena.take("tokens", {batch.batch, batch.length}, DType::i32);
     on.copy(tokens.data, reinterpret_cast<const std::byte*>(batch.tokens.data()), tokens.bytes());
@@ -29,8 +30,9 @@ void add_batch(Backend& on, DeviceArena& arena, const Architecture& architecture
             continue;
         }
         ArenaScope scope(arena);
-        const Tensor activation = arena.take("activation sums", {batch.batch, ffn->width});
-        model.apply_ffn(std::get<FfnWeights>(weights.layers[layer]), hidden, hidden, activation);
+        const Tensor activation =
+            arena.take("activation sums", {batch.batch, ffn->width}, precise_type(on.compute_type()));
+        model.apply_ffn(std::get<FfnWeights>(model.use(layer)), hidden, hidden, activation);
         if (arena.is_measuring()) continue;
         const std::vector<float> values = to_host(on, activation);
         std::vector<double>& layer_sums = sums[layer];
@@ -45,7 +47,7 @@ void add_batch(Backend& on, DeviceArena& arena, const Architecture& architecture
 
 }  // namespace
 
-WidthScores rank_neurons(Backend& backend, const Architecture& architecture, const Weights& weights,
+WidthScores rank_neurons(Backend& backend, const Architecture& architecture, WeightSource weights,
                          const Corpus& corpus, const std::vector<Window>& windows,
                          const RunControl& control) {
     SquaredMeans sums;

@@ -4,7 +4,7 @@
 #include "runtime/run_control.h"
 #include "runtime/score_table.h"
 #include "runtime/token_source.h"
-#include "runtime/weights.h"
+#include "runtime/weight_source.h"
 
 namespace minipuzzle::importance {
 
@@ -12,7 +12,7 @@ namespace minipuzzle::importance {
 // W_up)_i^2)^2), i.e. mean over the sequence, L2 over the batch (Minitron, arXiv 2407.14679; aggregation of
 // its best row). The order is by falling score, ties keep the lower index. Batches are visited in order; sums
 // in double.
-WidthScores rank_neurons(Backend& backend, const Architecture& architecture, const Weights& weights,
+WidthScores rank_neurons(Backend& backend, const Architecture& architecture, WeightSource weights,
                          const Corpus& corpus, const std::vector<Window>& windows, const RunControl& control);
 
 // The curve's widths where the user names none: nine of them, from the whole width to three quarters in steps

@@ -71,9 +71,10 @@ std::unique_ptr<Backend> make_backend(const std::string& device, int threads, Wo
     if (!cuda && device != "auto" && device != "cpu")
         fail_usage(fmt::format("device is \"{}\", expected auto, cpu, cuda or cuda:N", device));
     if (cuda && work == Work::training && kHaveCuda)
-        fail_usage(fmt::format("device is {}, but training runs on the CPU in this version: use --device cpu "
-                               "or auto",
-                               device));
+        fail_usage(
+            fmt::format("device is {}, but training runs on the CPU in this version: use --device cpu "
+                        "or auto",
+                        device));
     if (cuda) return make_cuda(cuda_index(device));
     if (device == "auto" && work == Work::inference && cuda_is_there()) return make_cuda(0);
     return make_cpu_backend(DType::f32, threads);

@@ -1,6 +1,7 @@
 // Backend: one virtual function per operation of ops.h, plus memory. Chosen at run time.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -48,6 +49,9 @@ class Backend {
     virtual std::unique_ptr<CopyQueue> make_copy_queue() = 0;
     virtual void zero(const Tensor& tensor) = 0;
     virtual void synchronize() = 0;
+    // What the device takes for the operations that `operations` gives it, in milliseconds; they are done on
+    // return.
+    virtual double elapsed_ms(const std::function<void()>& operations) = 0;
 
     // A backend that validates every operation, counts the scratch memory it would take, and does nothing
     // else: the dry run of the real wiring code (runtime/arena.h).
@@ -92,8 +96,7 @@ enum class Work { inference, training };
 // How a device is asked for: "auto", "cpu", "cuda" or "cuda:i". `threads` 0 means every core the process may
 // use (CPU). Error usage where the device is not in this build, not on this machine or not up to the work;
 // auto takes the first CUDA device that is, else the CPU.
-std::unique_ptr<Backend> make_backend(const std::string& device, int threads,
-                                      Work work = Work::inference);
+std::unique_ptr<Backend> make_backend(const std::string& device, int threads, Work work = Work::inference);
 
 // The CPU reference in the given compute type (f32 or f64).
 std::unique_ptr<Backend> make_cpu_backend(DType compute_type, int threads);

@@ -5,6 +5,7 @@
 #include <limits>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace minipuzzle {
 
@@ -38,12 +39,11 @@ class InternalError : public std::logic_error {
 #define MP_ASSERT(condition) \
     ((condition) ? static_cast<void>(0) : ::minipuzzle::assert_failed(#condition, __FILE__, __LINE__))
 
-// `value` as To; throws InternalError where it does not fit.
+// An integer as To; throws InternalError where it does not fit.
 template <class To, class From>
 To narrow(From value) {
-    const To result = static_cast<To>(value);
-    MP_ASSERT(static_cast<From>(result) == value && (result < To{}) == (value < From{}));
-    return result;
+    MP_ASSERT(std::in_range<To>(value));
+    return static_cast<To>(value);
 }
 
 // a / b for sizes that must divide.

@@ -5,10 +5,10 @@
 // Letters: B batch (independent sequences), T time, R rows = B*T, D width, H heads, K kv heads, P head dim, N
 // state, G groups, F ffn, V vocab. Row-major, last axis fastest.
 //
-// Element types: "floating" is the backend's compute type (float32 on the CPU, double in gradient checks, bf16
-// on CUDA): activations and matrices. "precise" is float32, or double beside double: norm weights, A_log, D,
-// dt_bias, scan states, lse, per-token statistics. What is not said to be precise is floating. Arithmetic
-// between them is never narrower than precise; results are rounded once, when stored.
+// Element types: "floating" is the backend's compute type (float32 on the CPU, double in gradient checks,
+// bf16 on CUDA): activations and matrices. "precise" is float32, or double beside double: norm weights,
+// A_log, D, dt_bias, scan states, lse, per-token statistics. What is not said to be precise is floating.
+// Arithmetic between them is never narrower than precise; results are rounded once, when stored.
 //
 // Gradients have their parameter's shape. Gradients of parameters always accumulate (+=); gradients of
 // activations overwrite unless said otherwise. A Tensor that is not given (`!tensor`) is skipped where the
@@ -140,10 +140,10 @@ struct SsdForward {
     Tensor dt_bias, a_log, d;           // [H] precise
     Tensor document;                    // [B, T] i32, optional
     Tensor initial_state;  // [B, H, P, N] precise, optional; belongs to the first document of the row
-    Tensor y;                           // [B, T, inner], laid out [H, P]
-    Tensor final_state;                 // [B, H, P, N] precise, optional
-    Tensor chunk_states;  // [B, ceil(T/chunk) * H, P, N] precise, the state entering each chunk; optional,
-                          // kept for backward
+    Tensor y;              // [B, T, inner], laid out [H, P]
+    Tensor final_state;    // [B, H, P, N] precise, optional
+    Tensor chunk_states;   // [B, ceil(T/chunk) * H, P, N] precise, the state entering each chunk; optional,
+                           // kept for backward
 };
 struct SsdBackward {
     MambaShape shape;
@@ -273,7 +273,7 @@ struct AbsoluteColumnSums {
 
 // out[0] = sum of squares, in double, fixed order; not finite where an element is not.
 struct SquaredNorm {
-    Tensor x;  // floating or precise
+    Tensor x;               // floating or precise
     double* out = nullptr;  // host memory, valid on return
 };
 

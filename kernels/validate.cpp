@@ -283,7 +283,7 @@ void validate(const SsdForward& args) {
     check.floating("y", args.y, {x.b, x.t, s.inner()});
     check.optional_precise("final_state", args.final_state, {x.b, s.heads, s.head_dim, s.state});
     check.optional_precise("chunk_states", args.chunk_states,
-                   {x.b, div_up(x.t, args.chunk) * s.heads, s.head_dim, s.state});
+                           {x.b, div_up(x.t, args.chunk) * s.heads, s.head_dim, s.state});
 }
 
 void validate(const SsdBackward& args) {
@@ -292,7 +292,7 @@ void validate(const SsdBackward& args) {
     const MambaShape& s = args.shape;
     const Extents x(args.zxbcdt);
     check.precise("chunk_states", args.chunk_states,
-                   {x.b, div_up(x.t, args.chunk) * s.heads, s.head_dim, s.state});
+                  {x.b, div_up(x.t, args.chunk) * s.heads, s.head_dim, s.state});
     check.floating("d_y", args.d_y, {x.b, x.t, s.inner()});
     check.optional_precise("d_final_state", args.d_final_state, {x.b, s.heads, s.head_dim, s.state});
     check.floating("d_xbc", args.d_xbc, {x.b, x.t, s.conv_channels()});

@@ -67,7 +67,7 @@ void DeviceArena::release(Mark mark) {
     takes_.resize(mark);
 }
 
-std::string DeviceArena::peak_table() const {
+std::string DeviceArena::peak_table(int64_t scratch_bytes) const {
     std::vector<std::pair<std::string, int64_t>> totals;
     for (const Take& take : at_peak_) {
         auto same =
@@ -77,11 +77,25 @@ std::string DeviceArena::peak_table() const {
         else
             same->second += take.bytes;
     }
+    if (scratch_bytes > 0) totals.emplace_back("scratch of operations", scratch_bytes);
     std::stable_sort(totals.begin(), totals.end(), [](auto& a, auto& b) { return a.second > b.second; });
     std::string table;
     for (const auto& [name, bytes] : totals)
         table += fmt::format("  {:<40} {:>12.1f} MiB\n", name, bytes / 1048576.0);
-    return table + fmt::format("  {:<40} {:>12.1f} MiB\n", "peak", peak_ / 1048576.0);
+    return table + fmt::format("  {:<40} {:>12.1f} MiB\n", "peak", (peak_ + scratch_bytes) / 1048576.0);
+}
+
+void MeasuredRunner::make_room(int64_t arena_bytes) {
+    try {
+        if (!arena_ || arena_->capacity() < arena_bytes) {
+            arena_.reset();
+            arena_.emplace(DeviceArena::sized(backend_, arena_bytes));
+        }
+        backend_.reserve_scratch(dry_backend_->scratch_bytes());
+    } catch (const Error& error) {
+        if (error.kind() != ErrorKind::out_of_memory) throw;
+        throw Error(ErrorKind::out_of_memory, fmt::format("{}\n{}", error.what(), table_));
+    }
 }
 
 }  // namespace minipuzzle

@@ -35,8 +35,9 @@ class DeviceArena {
     int64_t capacity() const { return capacity_; }
     int64_t used() const { return used_; }
     int64_t peak() const { return peak_; }
-    // The live takes at the moment of the peak, largest first: "activations.zxbcdt  12.0 MiB".
-    std::string peak_table() const;
+    // The live takes at the moment of the peak, largest first: "activations.zxbcdt  12.0 MiB", and the
+    // scratch memory of operations where there is any.
+    std::string peak_table(int64_t scratch_bytes = 0) const;
 
   private:
     DeviceArena(Backend& backend, bool measuring, int64_t capacity);
@@ -69,27 +70,40 @@ class ArenaScope {
 // no more. The wiring must touch data only where `!arena.is_measuring()`.
 class MeasuredRunner {
   public:
-    explicit MeasuredRunner(Backend& backend)
-        : backend_(backend), dry_backend_(backend.measuring()) {}
+    explicit MeasuredRunner(Backend& backend) : backend_(backend), dry_backend_(backend.measuring()) {}
 
     template <class Wiring>
     void run(Wiring&& wiring) {
-        DeviceArena dry = DeviceArena::measuring(*dry_backend_);
-        wiring(*dry_backend_, dry);
-        if (!arena_ || arena_->capacity() < dry.peak()) {
-            arena_.reset();
-            arena_.emplace(DeviceArena::sized(backend_, dry.peak()));
-        }
-        backend_.reserve_scratch(dry_backend_->scratch_bytes());
+        const int64_t bytes = dry_run(wiring);
+        make_room(bytes);
         wiring(backend_, *arena_);
         arena_->release(0);
     }
+    // The dry run alone: bytes of arena and scratch together.
+    template <class Wiring>
+    int64_t peak_of(Wiring&& wiring) {
+        const int64_t bytes = dry_run(wiring);
+        return bytes + dry_backend_->scratch_bytes();
+    }
     // Bytes of the largest arena so far.
     int64_t peak() const { return arena_ ? arena_->capacity() : 0; }
+    // What the last dry run took, largest first.
+    const std::string& table() const { return table_; }
 
   private:
+    template <class Wiring>
+    int64_t dry_run(Wiring&& wiring) {
+        DeviceArena dry = DeviceArena::measuring(*dry_backend_);
+        wiring(*dry_backend_, dry);
+        table_ = dry.peak_table(dry_backend_->scratch_bytes());
+        return dry.peak();
+    }
+    // Error out_of_memory with the table.
+    void make_room(int64_t arena_bytes);
+
     Backend& backend_;
     std::unique_ptr<Backend> dry_backend_;
+    std::string table_;
     std::optional<DeviceArena> arena_;
 };
 

@@ -5,11 +5,13 @@
 #include <algorithm>
 #include <cmath>
 
+#include "runtime/batch_size.h"
+
 namespace minipuzzle {
 
 namespace {
 
-constexpr int64_t kBatchTokens = 4096;
+constexpr int64_t kHostBatchTokens = 4096;
 
 // The last hidden states of [B, T] tokens, after the final norm, as [B*T, D].
 Tensor last_hidden(Backend& backend, DeviceArena& arena, const EvaluatedModel& model, const Tensor& tokens) {
@@ -42,15 +44,17 @@ void compare_batch(Backend& on, DeviceArena& arena, const EvaluatedModel& model,
     const Tensor tokens = upload(on, arena, "tokens", batch.tokens, batch.batch, batch.length);
     const Tensor targets =
         upload(on, arena, "targets", batch.targets, batch.batch, batch.length).view({rows});
-    const auto take = [&] { return arena.take("per-token metrics", {rows}); };
+    const auto take = [&] {
+        return arena.take("per-token metrics", {rows}, precise_type(on.compute_type()));
+    };
     CompareLogits compare{.base = {}, .targets = targets};
     compare.sequence_length = batch.length;
-    const LmHead head{.hidden = last_hidden(on, arena, model, tokens), .head = model.weights.lm_head};
+    const LmHead head{.hidden = last_hidden(on, arena, model, tokens), .head = model.weights->lm_head};
     Tensor loss = take(), correct = take(), kl, agrees;
     if (reference) {
         kl = take(), agrees = take();
         compare.base = {.hidden = last_hidden(on, arena, *reference, tokens),
-                        .head = reference->weights.lm_head};
+                        .head = reference->weights->lm_head};
         compare.variants.push_back(
             {.variant = head, .loss = loss, .correct = correct, .kl = kl, .agrees = agrees});
     } else {
@@ -115,7 +119,16 @@ Evaluation evaluate(Backend& backend, const EvaluatedModel& model, const Evaluat
     std::vector<WindowSums> sums(windows.size());
     double done = 0, all = 0;
     for (const Window& window : windows) all += static_cast<double>(window.length);
-    for (const WindowBatch& batch : batch_windows(corpus, windows, kBatchTokens)) {
+    const int64_t batch_tokens = backend.device() == DeviceKind::cpu
+                                     ? kHostBatchTokens
+                                     : tokens_that_fit(backend, windows, [&](int64_t batch, int64_t length) {
+                                           TokenResults unused;
+                                           const WindowBatch blank = blank_batch(batch, length);
+                                           return runner.peak_of([&](Backend& on, DeviceArena& arena) {
+                                               compare_batch(on, arena, model, reference, blank, unused);
+                                           });
+                                       });
+    for (const WindowBatch& batch : batch_windows(corpus, windows, batch_tokens)) {
         if (control.stopping()) throw Interrupted{"the evaluation was stopped; nothing was kept"};
         TokenResults results;
         runner.run([&](Backend& on, DeviceArena& arena) {
@@ -145,9 +158,10 @@ std::vector<float> logits_of(Backend& backend, const EvaluatedModel& model,
     std::vector<float> logits;
     MeasuredRunner(backend).run([&](Backend& on, DeviceArena& arena) {
         const Tensor hidden = last_hidden(on, arena, model, upload(on, arena, "tokens", tokens, 1, length));
-        const Tensor out = arena.take("logits", {1, length, model.architecture.vocab});
+        const Tensor out =
+            arena.take("logits", {1, length, model.architecture.vocab}, precise_type(on.compute_type()));
         on.run(LinearForward{.x = hidden.view({1, length, model.architecture.width}),
-                             .weight = model.weights.lm_head,
+                             .weight = model.weights->lm_head,
                              .out = out});
         if (!arena.is_measuring()) logits = to_host(on, out);
     });

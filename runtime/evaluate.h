@@ -27,7 +27,7 @@ struct Evaluation {
 
 struct EvaluatedModel {
     const Architecture& architecture;
-    const Weights& weights;
+    WeightSource weights;
 };
 
 // `reference` may be null; it must share the vocabulary (Error bad_input).

@@ -1,24 +1,51 @@
 #include "runtime/hybrid_model.h"
 
+#include <fmt/format.h>
+
 #include "runtime/layer_activations.h"
 
 namespace minipuzzle {
 
+namespace {
+
+// "layer 12 mamba" on the profiler's time line.
+class ProfilerRange {
+  public:
+    ProfilerRange(Backend& backend, const Architecture& architecture, int64_t layer) : backend_(backend) {
+        backend.begin_range(
+            fmt::format("layer {} {}", layer, name(type_of(architecture.layers.at(layer)))).c_str());
+    }
+    ~ProfilerRange() { backend_.end_range(); }
+    ProfilerRange(const ProfilerRange&) = delete;
+    ProfilerRange& operator=(const ProfilerRange&) = delete;
+
+  private:
+    Backend& backend_;
+};
+
+}  // namespace
+
 HybridModel::HybridModel(Backend& backend, DeviceArena& arena, const Architecture& architecture,
-                         const Weights& weights)
+                         WeightSource weights)
     : backend_(backend), arena_(arena), architecture_(architecture), weights_(weights) {
-    MP_ASSERT(architecture.layers.size() == weights.layers.size());
+    MP_ASSERT(architecture.layers.size() == weights->layers.size());
+}
+
+const LayerWeights& HybridModel::use(int64_t layer) {
+    if (!arena_.is_measuring()) weights_.use(layer);
+    return weights_->layers.at(layer);
 }
 
 void HybridModel::embed(const Tensor& tokens, const Tensor& hidden) {
-    backend_.run(EmbeddingForward{.tokens = tokens, .weight = weights_.embeddings, .out = hidden});
+    backend_.run(EmbeddingForward{.tokens = tokens, .weight = weights_->embeddings, .out = hidden});
 }
 
 void HybridModel::apply(int64_t layer, const Tensor& in, const Tensor& out, const Tensor& document) {
     ArenaScope scope(arena_);
+    const ProfilerRange range(backend_, architecture_, layer);
     const LayerContext context{backend_, arena_, architecture_, in, document};
     const Layer& sizes = architecture_.layers.at(layer);
-    const LayerWeights& weights = weights_.layers.at(layer);
+    const LayerWeights& weights = use(layer);
     Tensor branch,
         projection;  // the mixer's last activation and the matrix that leads back into the residual stream
     if (auto* mamba = std::get_if<MambaWeights>(&weights)) {
@@ -46,7 +73,7 @@ void HybridModel::apply_ffn(const FfnWeights& weights, const Tensor& in, const T
 
 void HybridModel::final_norm(const Tensor& in, const Tensor& out) {
     backend_.run(
-        RmsNormForward{.x = in, .weight = weights_.norm_f, .eps = architecture_.norm_eps, .out = out});
+        RmsNormForward{.x = in, .weight = weights_->norm_f, .eps = architecture_.norm_eps, .out = out});
 }
 
 double multiply_adds(const Architecture& architecture, const Layer& layer, int64_t tokens, int64_t length) {

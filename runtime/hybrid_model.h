@@ -2,7 +2,7 @@
 #pragma once
 
 #include "runtime/arena.h"
-#include "runtime/weights.h"
+#include "runtime/weight_source.h"
 
 namespace minipuzzle {
 
@@ -10,11 +10,10 @@ namespace minipuzzle {
 class HybridModel {
   public:
     // `arena` gives the temporaries inside a layer. Both must outlive the model.
-    HybridModel(Backend& backend, DeviceArena& arena, const Architecture& architecture,
-                const Weights& weights);
+    HybridModel(Backend& backend, DeviceArena& arena, const Architecture& architecture, WeightSource weights);
 
     const Architecture& architecture() const { return architecture_; }
-    const Weights& weights() const { return weights_; }
+    const Weights& weights() const { return *weights_; }
 
     // hidden = embeddings[tokens]; tokens [B, T] i32.
     void embed(const Tensor& tokens, const Tensor& hidden);
@@ -34,11 +33,14 @@ class HybridModel {
     void final_norm_backward(const Tensor& in, const Tensor& d_out, const Tensor& d_in, Weights& gradients);
     void embed_backward(const Tensor& tokens, const Tensor& d_hidden, Weights& gradients);
 
+    // The layer's weights, for operations given from here on until another layer's use.
+    const LayerWeights& use(int64_t layer);
+
   private:
     Backend& backend_;
     DeviceArena& arena_;
     const Architecture& architecture_;
-    const Weights& weights_;
+    WeightSource weights_;
 };
 
 // Multiply-adds of one layer, of the LM head, for `tokens` tokens in sequences of `length` (attention and

@@ -123,7 +123,7 @@ void HybridModel::apply_backward(int64_t layer, const Tensor& in, const Tensor& 
     ArenaScope scope(arena_);
     const LayerContext context{backend_, arena_, architecture_, in, document};
     const Layer& sizes = architecture_.layers.at(layer);
-    const LayerWeights& weights = weights_.layers.at(layer);
+    const LayerWeights& weights = weights_->layers.at(layer);
     LayerWeights& layer_gradients = gradients.layers.at(layer);
     if (auto* mamba = std::get_if<MambaWeights>(&weights))
         mamba_backward(context, std::get<Mamba>(sizes), *mamba, d_hidden,
@@ -138,7 +138,7 @@ void HybridModel::apply_backward(int64_t layer, const Tensor& in, const Tensor& 
 void HybridModel::final_norm_backward(const Tensor& in, const Tensor& d_out, const Tensor& d_in,
                                       Weights& gradients) {
     backend_.run(RmsNormBackward{.x = in,
-                                 .weight = weights_.norm_f,
+                                 .weight = weights_->norm_f,
                                  .eps = architecture_.norm_eps,
                                  .d_out = d_out,
                                  .d_x = d_in,

@@ -33,9 +33,11 @@ MambaActivations mamba_forward(const LayerContext& context, const Mamba& shape, 
                                     .xbc = a.xbc});
     a.y = context.take("scan output", shape.inner());
     if (keep == KeepForBackward::yes)
-        a.chunk_states = context.arena.take(
-            "chunk states", {context.batch(), div_up(context.length(), kScanChunk) * shape.heads,
-                             shape.head_dim, shape.state});
+        a.chunk_states =
+            context.arena.take("chunk states",
+                               {context.batch(), div_up(context.length(), kScanChunk) * shape.heads,
+                                shape.head_dim, shape.state},
+                               precise_type(context.backend.compute_type()));
     context.backend.run(SsdForward{.shape = shape,
                                    .chunk = kScanChunk,
                                    .dt_min = context.architecture.dt_min,
@@ -67,7 +69,8 @@ AttentionActivations attention_forward(const LayerContext& context, const Attent
     a.v = project(context, "v", a.normed, weights.v_proj);
     a.out = context.take("attention output", shape.heads * shape.head_dim);
     if (keep == KeepForBackward::yes)
-        a.lse = context.arena.take("attention lse", {context.batch(), shape.heads, context.length()});
+        a.lse = context.arena.take("attention lse", {context.batch(), shape.heads, context.length()},
+                                   precise_type(context.backend.compute_type()));
     context.backend.run(AttentionForward{.heads = shape.heads,
                                          .kv_heads = shape.kv_heads,
                                          .head_dim = shape.head_dim,

@@ -9,8 +9,8 @@
 #include <string_view>
 
 #include "kernels/check.h"
-#include "runtime/files.h"
 #include "kernels/random.h"
+#include "runtime/files.h"
 
 namespace minipuzzle {
 namespace {

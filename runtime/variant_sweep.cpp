@@ -6,6 +6,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "runtime/batch_size.h"
 #include "runtime/ffn_slice.h"
 
 namespace minipuzzle {
@@ -44,14 +45,13 @@ double mean(const std::vector<double>& per_window, const std::vector<int64_t>& t
 struct VariantSweep::State {
     Backend& backend;
     const Architecture& architecture;
-    const Weights& weights;
+    WeightSource weights;
     std::vector<StudentPlan> plans;
     const WidthScores* width_scores;
     SweepSchedule schedule;
     MeasuredRunner runner;
 
-    State(Backend& b, const Architecture& a, const Weights& w, std::vector<StudentPlan> p,
-          const WidthScores* s)
+    State(Backend& b, const Architecture& a, WeightSource w, std::vector<StudentPlan> p, const WidthScores* s)
         : backend(b),
           architecture(a),
           weights(w),
@@ -61,11 +61,20 @@ struct VariantSweep::State {
           runner(b) {}
 
     void wire(Backend& on, DeviceArena& arena, const WindowBatch& batch, SweepResult& result);
+    std::vector<int32_t> neurons(const DeviceArena& arena, int64_t layer, int64_t width) const;
     void apply_layers(HybridModel& model, Backend& on, DeviceArena& arena, const std::vector<Tensor>& slots);
     std::vector<SlotOutputs> take_outputs(DeviceArena& arena, const std::vector<Tensor>& slots, int64_t rows);
     void read(const Tensor& base_loss, const Tensor& base_correct, const Tensor& base_power,
               const std::vector<SlotOutputs>& outputs, const WindowBatch& batch, SweepResult& result);
 };
+
+// A dry run may come before the neurons are ranked: it needs their number only.
+std::vector<int32_t> VariantSweep::State::neurons(const DeviceArena& arena, int64_t layer,
+                                                  int64_t width) const {
+    if (arena.is_measuring()) return std::vector<int32_t>(width);
+    MP_ASSERT(width_scores != nullptr);
+    return kept_neurons(*width_scores, layer, width);
+}
 
 void VariantSweep::State::apply_layers(HybridModel& model, Backend& on, DeviceArena& arena,
                                        const std::vector<Tensor>& slots) {
@@ -77,11 +86,10 @@ void VariantSweep::State::apply_layers(HybridModel& model, Backend& on, DeviceAr
                 model.apply(static_cast<int64_t>(layer), slots[step.from], slots[step.to]);
                 continue;
             }
-            MP_ASSERT(width_scores != nullptr);
             if (!narrowed.count(step.ffn_width))
                 narrowed[step.ffn_width] =
-                    slice_ffn(on, arena, std::get<FfnWeights>(weights.layers[layer]),
-                              kept_neurons(*width_scores, static_cast<int64_t>(layer), step.ffn_width));
+                    slice_ffn(on, arena, std::get<FfnWeights>(model.use(static_cast<int64_t>(layer))),
+                              neurons(arena, static_cast<int64_t>(layer), step.ffn_width));
             model.apply_ffn(narrowed[step.ffn_width], slots[step.from], slots[step.to]);
         }
     }
@@ -94,10 +102,12 @@ std::vector<SlotOutputs> VariantSweep::State::take_outputs(DeviceArena& arena,
     used.erase(std::unique(used.begin(), used.end()), used.end());
     std::vector<SlotOutputs> outputs;
     for (int64_t slot : used) {
-        const auto take = [&] { return arena.take("per-token metrics", {rows}); };
+        const auto take = [&] {
+            return arena.take("per-token metrics", {rows}, precise_type(backend.compute_type()));
+        };
         outputs.push_back(
             {slot,
-             {.variant = {.hidden = slots[slot].view({rows, architecture.width}), .head = weights.lm_head},
+             {.variant = {.hidden = slots[slot].view({rows, architecture.width}), .head = weights->lm_head},
               .loss = take(),
               .correct = take(),
               .kl = take(),
@@ -126,12 +136,13 @@ void VariantSweep::State::wire(Backend& on, DeviceArena& arena, const WindowBatc
     for (const Tensor& slot : slots) model.final_norm(slot, slot);
 
     const std::vector<SlotOutputs> outputs = take_outputs(arena, slots, rows);
-    CompareLogits compare{.base = {.hidden = slots[schedule.base_slot].view({rows, architecture.width}),
-                                   .head = weights.lm_head},
-                          .targets = targets,
-                          .base_loss = arena.take("per-token metrics", {rows}),
-                          .base_correct = arena.take("per-token metrics", {rows}),
-                          .base_power = arena.take("per-token metrics", {rows})};
+    CompareLogits compare{
+        .base = {.hidden = slots[schedule.base_slot].view({rows, architecture.width}),
+                 .head = weights->lm_head},
+        .targets = targets,
+        .base_loss = arena.take("per-token metrics", {rows}, precise_type(backend.compute_type())),
+        .base_correct = arena.take("per-token metrics", {rows}, precise_type(backend.compute_type())),
+        .base_power = arena.take("per-token metrics", {rows}, precise_type(backend.compute_type()))};
     compare.sequence_length = batch.length;
     for (const SlotOutputs& output : outputs) compare.variants.push_back(output.comparison);
     on.run(compare);
@@ -173,7 +184,7 @@ void VariantSweep::State::read(const Tensor& base_loss, const Tensor& base_corre
     }
 }
 
-VariantSweep::VariantSweep(Backend& backend, const Architecture& architecture, const Weights& weights,
+VariantSweep::VariantSweep(Backend& backend, const Architecture& architecture, WeightSource weights,
                            std::vector<StudentPlan> plans, const WidthScores* width_scores)
     : state_(std::make_unique<State>(backend, architecture, weights, std::move(plans), width_scores)) {}
 VariantSweep::~VariantSweep() = default;
@@ -188,11 +199,21 @@ SweepResult VariantSweep::run(const WindowBatch& batch) {
     return result;
 }
 
-int64_t VariantSweep::batch_tokens() const {
+int64_t VariantSweep::batch_tokens(const std::vector<Window>& windows) {
+    State& state = *state_;
+    if (state.backend.device() != DeviceKind::cpu)
+        return tokens_that_fit(state.backend, windows, [&](int64_t batch, int64_t length) {
+            SweepResult unused;
+            const WindowBatch blank = blank_batch(batch, length);
+            return state.runner.peak_of(
+                [&](Backend& on, DeviceArena& arena) { state.wire(on, arena, blank, unused); });
+        });
     const int64_t bytes_per_token =
-        state_->schedule.slots * state_->architecture.width * bytes_of(state_->backend.compute_type());
+        state.schedule.slots * state.architecture.width * bytes_of(state.backend.compute_type());
     return std::clamp((int64_t{1} << 30) / bytes_per_token, int64_t{512}, int64_t{4096});
 }
+
+const std::string& VariantSweep::memory_table() const { return state_->runner.table(); }
 
 namespace {
 
@@ -222,11 +243,12 @@ void scatter(const SweepResult& from, const std::vector<int64_t>& windows, int64
     into.separate_multiply_adds += from.separate_multiply_adds;
 }
 
-SweepResult sweep(Backend& backend, const Architecture& architecture, const Weights& weights,
+SweepResult sweep(Backend& backend, const Architecture& architecture, WeightSource weights,
                   const std::vector<StudentPlan>& plans, const WidthScores* width_scores,
                   const Corpus& corpus, const std::vector<Window>& windows, const RunControl& control) {
     VariantSweep variant_sweep(backend, architecture, weights, plans, width_scores);
-    const std::vector<WindowBatch> batches = batch_windows(corpus, windows, variant_sweep.batch_tokens());
+    const std::vector<WindowBatch> batches =
+        batch_windows(corpus, windows, variant_sweep.batch_tokens(windows));
     const double total_tokens = std::accumulate(windows.begin(), windows.end(), 0.0,
                                                 [](double sum, const Window& w) { return sum + w.length; });
     SweepResult result;

@@ -54,16 +54,18 @@ double separate_multiply_adds(const Architecture&, const std::vector<StudentPlan
 // be null where no plan has a width. Everything passed by reference must outlive the object.
 class VariantSweep {
   public:
-    VariantSweep(Backend& backend, const Architecture& architecture, const Weights& weights,
+    VariantSweep(Backend& backend, const Architecture& architecture, WeightSource weights,
                  std::vector<StudentPlan> plans, const WidthScores* width_scores);
     ~VariantSweep();
 
     // One batch; a window's figures depend on that window alone, never on company. Error where a loss is not
     // finite.
     SweepResult run(const WindowBatch& batch);
-    // Tokens a batch should hold so that the live states take about a gibibyte, between 512 and 4096 (what an
-    // interrupted run loses at most).
-    int64_t batch_tokens() const;
+    // Tokens a batch of these windows should hold. On the host so many that the live states take about a
+    // gibibyte, between 512 and 4096 (what an interrupted run loses at most); on a device what fits.
+    int64_t batch_tokens(const std::vector<Window>& windows);
+    // The arena's peak by name, of the last batch.
+    const std::string& memory_table() const;
 
   private:
     struct State;
@@ -71,7 +73,7 @@ class VariantSweep {
 };
 
 // run() over all windows, results in window order; progress in multiply-adds; Interrupted when asked to stop.
-SweepResult sweep(Backend& backend, const Architecture& architecture, const Weights& weights,
+SweepResult sweep(Backend& backend, const Architecture& architecture, WeightSource weights,
                   const std::vector<StudentPlan>& plans, const WidthScores* width_scores,
                   const Corpus& corpus, const std::vector<Window>& windows, const RunControl& control);
 

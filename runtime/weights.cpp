@@ -1,11 +1,6 @@
 #include "runtime/weights.h"
 
-#include <fmt/format.h>
-
-#include <cmath>
-#include <cstring>
-
-#include "kernels/random.h"
+#include "runtime/parameter_leaf.h"
 
 namespace minipuzzle {
 
@@ -47,16 +42,16 @@ Tensor& home_of(Weights& weights, const TensorSlot& slot, const std::string& lea
     return ffn.down_proj;
 }
 
-// "layers.3.mixer.A_log" -> "mixer.A_log".
-std::string leaf_of(const TensorSlot& slot) {
-    if (slot.layer < 0) return slot.name;
-    return slot.name.substr(slot.name.find('.', std::string("layers.").size()) + 1);
+// What stays precise whatever the compute type.
+bool is_precise(const std::string& leaf) {
+    return leaf.ends_with("norm.weight") || leaf == "norm_f.weight" || leaf == "mixer.dt_bias" ||
+           leaf == "mixer.A_log" || leaf == "mixer.D";
 }
 
 // The extents in memory: as in the file, but conv1d's middle axis of one channel per group is dropped.
-Tensor shaped(const TensorSlot& slot, Backend& backend) {
+Tensor shaped(const TensorSlot& slot, const std::string& leaf, const Backend& backend) {
     const auto& s = slot.shape;
-    const DType type = backend.compute_type();
+    const DType type = is_precise(leaf) ? precise_type(backend.compute_type()) : backend.compute_type();
     const DeviceKind device = backend.device();
     if (s.size() == 1) return Tensor(nullptr, type, {s[0]}, device);
     if (s.size() == 2) return Tensor(nullptr, type, {s[0], s[1]}, device);
@@ -92,12 +87,20 @@ void for_each_parameter(const Architecture& architecture, Weights& weights,
     }
 }
 
+Weights shaped_weights(const Backend& backend, const Architecture& architecture) {
+    Weights weights;
+    for (const Layer& layer : architecture.layers) weights.layers.push_back(empty_layer(layer));
+    for_each_parameter(architecture, weights, [&](const ParameterInfo& info, Tensor& tensor) {
+        tensor = shaped(info.slot, leaf_of(info.slot), backend);
+    });
+    if (architecture.tied_embeddings) weights.lm_head = weights.embeddings;
+    return weights;
+}
+
 WeightMemory::WeightMemory(Backend& backend, const Architecture& architecture, bool zeroed)
-    : backend_(&backend) {
+    : backend_(&backend), weights_(shaped_weights(backend, architecture)) {
     constexpr int64_t kAlignment = 256;
-    for (const Layer& layer : architecture.layers) weights_.layers.push_back(empty_layer(layer));
-    for_each_parameter(architecture, weights_, [&](const ParameterInfo& info, Tensor& tensor) {
-        tensor = shaped(info.slot, backend);
+    for_each_parameter(architecture, weights_, [&](const ParameterInfo&, Tensor& tensor) {
         bytes_ += div_up(tensor.bytes(), kAlignment) * kAlignment;
     });
     block_ = backend.allocate(bytes_);
@@ -120,86 +123,35 @@ WeightMemory::~WeightMemory() {
     if (block_) backend_->free(block_);
 }
 
+WeightMemory load_weights(Backend& backend, const Architecture& architecture, const ParameterSource& source) {
+    WeightMemory memory(backend, architecture, false);
+    for_each_parameter(architecture, memory.weights(), [&](const ParameterInfo& info, Tensor& tensor) {
+        source.fill(backend, info, tensor);
+    });
+    return memory;
+}
+
+WeightMemory load_weights(Backend& backend, const Checkpoint& checkpoint) {
+    return load_weights(backend, checkpoint.architecture(), *checkpoint_source(checkpoint));
+}
+
+WeightMemory random_weights(Backend& backend, const Architecture& architecture, uint64_t seed,
+                            double initializer_range) {
+    return load_weights(backend, architecture, *random_source(architecture, seed, initializer_range));
+}
+
 std::vector<float> to_host(Backend& backend, const Tensor& tensor) {
+    std::vector<std::byte> raw(tensor.bytes());
+    backend.copy(raw.data(), tensor.data, tensor.bytes());
     std::vector<float> values(tensor.elements());
-    if (tensor.dtype == DType::f32) {
-        backend.copy(reinterpret_cast<std::byte*>(values.data()), tensor.data, tensor.bytes());
-    } else {
-        MP_ASSERT(tensor.dtype == DType::f64);
-        std::vector<double> wide(tensor.elements());
-        backend.copy(reinterpret_cast<std::byte*>(wide.data()), tensor.data, tensor.bytes());
-        std::copy(wide.begin(), wide.end(), values.begin());
-    }
-    backend.synchronize();
+    read_as_float({.name = "", .dtype = tensor.dtype, .shape = {tensor.elements()}, .bytes = raw}, values);
     return values;
 }
 
 void from_host(Backend& backend, const Tensor& tensor, std::span<const float> values) {
     MP_ASSERT(static_cast<int64_t>(values.size()) == tensor.elements());
-    if (tensor.dtype == DType::f32) {
-        backend.copy(tensor.data, reinterpret_cast<const std::byte*>(values.data()), tensor.bytes());
-    } else {
-        MP_ASSERT(tensor.dtype == DType::f64);
-        const std::vector<double> wide(values.begin(), values.end());
-        backend.copy(tensor.data, reinterpret_cast<const std::byte*>(wide.data()), tensor.bytes());
-    }
-    backend.synchronize();
-}
-
-WeightMemory load_weights(Backend& backend, const Checkpoint& checkpoint) {
-    WeightMemory memory(backend, checkpoint.architecture(), false);
-    for_each_parameter(
-        checkpoint.architecture(), memory.weights(), [&](const ParameterInfo& info, Tensor& tensor) {
-            const StoredTensor& stored = checkpoint.tensor(info.slot.name);
-            std::vector<float> values(stored.elements());
-            read_as_float(stored, values);
-            for (std::size_t i = 0; i < values.size(); ++i)
-                if (!std::isfinite(values[i]))
-                    fail_input(fmt::format("{}: tensor {} holds {} at element {}: the checkpoint is damaged",
-                                           checkpoint.folder().string(), stored.name, values[i], i));
-            from_host(backend, tensor, values);
-        });
-    return memory;
-}
-
-namespace {
-
-// One parameter's initial values (nemotron_h.md H.3; Mamba-2's dt and A initialisation, Dao & Gu 2024).
-std::vector<float> initial_values(const ParameterInfo& info, int64_t elements, uint64_t seed, double range,
-                                  std::size_t layers) {
-    const std::string leaf = leaf_of(info.slot);
-    CounterRandom random(seed, info.slot.name);
-    std::vector<float> values(elements, 1.0f);  // norms and D
-    const bool into_residual =
-        leaf == "mixer.out_proj.weight" || leaf == "mixer.down_proj.weight" || leaf == "mixer.o_proj.weight";
-    const double scale = into_residual ? range / std::sqrt(static_cast<double>(layers)) : range;
-    for (int64_t i = 0; i < elements; ++i) {
-        if (leaf == "mixer.A_log") {
-            values[i] = static_cast<float>(std::log(1 + 15 * random.uniform(i)));
-        } else if (leaf == "mixer.dt_bias") {
-            const double dt = std::exp(std::log(1e-3) + random.uniform(i) * (std::log(0.1) - std::log(1e-3)));
-            values[i] = static_cast<float>(dt + std::log(-std::expm1(-dt)));  // the inverse of softplus
-        } else if (leaf == "mixer.conv1d.weight" || leaf == "mixer.conv1d.bias") {
-            values[i] = static_cast<float>((2 * random.uniform(i) - 1) *
-                                           0.5);  // 1/sqrt(kernel 4), PyTorch's conv default
-        } else if (info.decays) {
-            values[i] = static_cast<float>(scale * random.normal(i));
-        }
-    }
-    return values;
-}
-
-}  // namespace
-
-WeightMemory random_weights(Backend& backend, const Architecture& architecture, uint64_t seed,
-                            double initializer_range) {
-    WeightMemory memory(backend, architecture, false);
-    for_each_parameter(architecture, memory.weights(), [&](const ParameterInfo& info, Tensor& tensor) {
-        from_host(
-            backend, tensor,
-            initial_values(info, tensor.elements(), seed, initializer_range, architecture.layers.size()));
-    });
-    return memory;
+    const std::vector<std::byte> raw = to_dtype(values, tensor.dtype);
+    backend.copy(tensor.data, raw.data(), tensor.bytes());
 }
 
 }  // namespace minipuzzle

@@ -1,8 +1,10 @@
-// Weights: a model's parameters (or their gradients, or moments) as tensors of the backend's compute type.
+// Weights: a model's parameters (or their gradients, or moments) as tensors on a backend: matrices in its
+// compute type, the rest in the precise type (kernels/ops.h, "Element types").
 #pragma once
 
 #include <functional>
 #include <memory>
+#include <span>
 #include <variant>
 #include <vector>
 
@@ -54,6 +56,9 @@ struct ParameterInfo {
 void for_each_parameter(const Architecture& architecture, Weights& weights,
                         const std::function<void(const ParameterInfo&, Tensor&)>& visit);
 
+// The tensors of an architecture with their extents and types, and no memory behind them yet.
+Weights shaped_weights(const Backend& backend, const Architecture& architecture);
+
 // Owns the memory behind a Weights.
 class WeightMemory {
   public:
@@ -75,14 +80,32 @@ class WeightMemory {
     Weights weights_;
 };
 
-// A checkpoint's weights, upcast. Error bad_input names the first tensor that holds NaN or infinity.
-WeightMemory load_weights(Backend& backend, const Checkpoint& checkpoint);
+// Gives every parameter its values, wherever it lies: a checkpoint's, or random ones.
+class ParameterSource {
+  public:
+    virtual ~ParameterSource() = default;
+    // Writes the values in `type` to host memory, or throws Error bad_input.
+    virtual void read(const ParameterInfo& parameter, DType type, std::byte* host) const = 0;
+    // Fills a tensor of the backend; by read() unless the backend can do it better.
+    virtual void fill(Backend& backend, const ParameterInfo& parameter, const Tensor& tensor) const = 0;
+};
+
+// A checkpoint's tensors, converted to the type asked for; must outlive the source. Error bad_input names the
+// first tensor that holds NaN or infinity.
+std::unique_ptr<ParameterSource> checkpoint_source(const Checkpoint& checkpoint);
 // Random initialisation (nemotron_h's: normal(0, initializer_range) matrices, out_proj / down_proj / o_proj
 // scaled by 1/sqrt(layers), A uniform in [1, 16], dt log-uniform in [1e-3, 0.1], D = 1, norms 1), each tensor
 // drawn from (seed, tensor name) alone.
+std::unique_ptr<ParameterSource> random_source(const Architecture& architecture, uint64_t seed,
+                                               double initializer_range = 0.02);
+
+// All parameters on the device.
+WeightMemory load_weights(Backend& backend, const Architecture& architecture, const ParameterSource& source);
+WeightMemory load_weights(Backend& backend, const Checkpoint& checkpoint);
 WeightMemory random_weights(Backend& backend, const Architecture& architecture, uint64_t seed,
                             double initializer_range = 0.02);
-// Host copies, for saving.
+
+// Host copies of a floating or precise tensor, as float.
 std::vector<float> to_host(Backend& backend, const Tensor& tensor);
 void from_host(Backend& backend, const Tensor& tensor, std::span<const float> values);
 

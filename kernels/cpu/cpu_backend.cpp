@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 
@@ -74,6 +75,13 @@ std::unique_ptr<CopyQueue> CpuBackend<T>::make_copy_queue() {
 template <class T>
 void CpuBackend<T>::zero(const Tensor& tensor) {
     if (tensor.bytes() > 0) std::memset(tensor.data, 0, tensor.bytes());
+}
+
+template <class T>
+double CpuBackend<T>::elapsed_ms(const std::function<void()>& operations) {
+    const auto start = std::chrono::steady_clock::now();
+    operations();
+    return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
 }
 
 template class CpuBackend<float>;

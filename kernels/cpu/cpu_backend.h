@@ -39,6 +39,7 @@ class CpuBackend final : public Backend {
     std::unique_ptr<CopyQueue> make_copy_queue() override;
     void zero(const Tensor& tensor) override;
     void synchronize() override {}
+    double elapsed_ms(const std::function<void()>& operations) override;
     std::unique_ptr<Backend> measuring() const override {
         return make_measuring_backend(compute_type(), DeviceKind::cpu);
     }

@@ -20,8 +20,8 @@ void CpuBackend<T>::run(const LinearForward& args) {
             matrix(out + rows.begin * outputs + columns.begin, rows.count, columns.count, outputs);
         if (args.residual) {
             if (args.residual.data != args.out.data)
-                out_block = matrix<T>(args.residual.as<T>() + rows.begin * outputs + columns.begin, rows.count,
-                                      columns.count, outputs);
+                out_block = matrix<T>(args.residual.as<T>() + rows.begin * outputs + columns.begin,
+                                      rows.count, columns.count, outputs);
             out_block.noalias() += x_block * w_block.transpose();
         } else {
             out_block.noalias() = x_block * w_block.transpose();

@@ -57,8 +57,8 @@ void CpuBackend<T>::run(const AdamW& args) {
     });
 }
 
-#define MINIPUZZLE_INSTANTIATE(T)                              \
-    template void CpuBackend<T>::run(const SquaredNorm& args); \
+#define MINIPUZZLE_INSTANTIATE(T)                               \
+    template void CpuBackend<T>::run(const SquaredNorm& args);  \
     template void CpuBackend<T>::run(const RandomNormal& args); \
     template void CpuBackend<T>::run(const AdamW& args);
 MINIPUZZLE_INSTANTIATE(float)

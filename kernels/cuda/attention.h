@@ -1,4 +1,5 @@
-// Attention forward through cuDNN's fused kernel where it serves, else the plain tensor-core kernel.
+// Causal grouped-query attention: cuDNN's fused kernel for the long rows of common head sizes, an own kernel
+// for everything else.
 #pragma once
 
 #include <memory>
@@ -8,8 +9,10 @@
 
 namespace minipuzzle::cuda {
 
-// Keeps cuDNN's handle and one plan per (T, heads, kv_heads, head_dim, lse), each for one sequence, so that bits
-// never depend on the batch. A plan is built when a shape is first seen.
+// Keeps cuDNN's handle and one plan per (T, heads, kv_heads, head_dim, with lse?). A plan is always for one
+// sequence and is launched once per sequence of the batch, so that a sequence's bits never depend on the
+// batch. The first run of a shape builds its plan (about a tenth of a second); cuDNN is opened when the first
+// is built.
 class Attention {
   public:
     Attention();
@@ -18,6 +21,8 @@ class Attention {
     Attention& operator=(const Attention&) = delete;
 
     void run(const Context&, const AttentionForward&);
+    // Whether run() goes through cuDNN; builds the plan where there is none yet.
+    bool through_cudnn(const AttentionForward&);
 
   private:
     struct State;

@@ -16,8 +16,7 @@ namespace minipuzzle::cuda {
 
 void fail_cuda(cudaError_t error, const char* expression, const char* file, int line) {
     cudaGetLastError();  // an error that is not sticky must not be reported twice
-    const ErrorKind kind =
-        error == cudaErrorMemoryAllocation ? ErrorKind::out_of_memory : ErrorKind::other;
+    const ErrorKind kind = error == cudaErrorMemoryAllocation ? ErrorKind::out_of_memory : ErrorKind::other;
     throw Error(kind, fmt::format("CUDA: {} ({}) from {} at {}:{}", cudaGetErrorString(error),
                                   cudaGetErrorName(error), expression, file, line));
 }
@@ -102,6 +101,8 @@ class CudaBackend final : public Backend {
     ~CudaBackend() override {
         cudaStreamSynchronize(context_.stream);
         cudaFree(context_.scratch);
+        for (cudaEvent_t event : marks_)
+            if (event) cudaEventDestroy(event);
         cudaStreamDestroy(context_.stream);
     }
 
@@ -157,6 +158,17 @@ class CudaBackend final : public Backend {
         if (tensor.bytes() > 0) MP_CUDA(cudaMemsetAsync(tensor.data, 0, tensor.bytes(), context_.stream));
     }
     void synchronize() override { MP_CUDA(cudaStreamSynchronize(context_.stream)); }
+    double elapsed_ms(const std::function<void()>& operations) override {
+        for (cudaEvent_t& event : marks_)
+            if (!event) MP_CUDA(cudaEventCreate(&event));
+        MP_CUDA(cudaEventRecord(marks_[0], context_.stream));
+        operations();
+        MP_CUDA(cudaEventRecord(marks_[1], context_.stream));
+        MP_CUDA(cudaEventSynchronize(marks_[1]));
+        float milliseconds = 0;
+        MP_CUDA(cudaEventElapsedTime(&milliseconds, marks_[0], marks_[1]));
+        return milliseconds;
+    }
 
     std::unique_ptr<Backend> measuring() const override { return std::make_unique<CudaMeasuringBackend>(); }
     void reserve_scratch(int64_t bytes) override {
@@ -237,6 +249,7 @@ class CudaBackend final : public Backend {
     int index_;
     std::string device_name_;
     Context context_;
+    cudaEvent_t marks_[2] = {};  // of elapsed_ms()
     std::unique_ptr<Products> products_;
     Attention attention_;
 };
@@ -254,14 +267,16 @@ std::unique_ptr<Backend> make_cuda_backend(int index) {
     const int count = device_count();
     if (count == 0) fail_usage("no CUDA device was found (is the NVIDIA driver there?): use --device cpu");
     if (index < 0 || index >= count)
-        fail_usage(fmt::format("device is cuda:{}, but this machine has cuda:0 to cuda:{}", index, count - 1));
+        fail_usage(
+            fmt::format("device is cuda:{}, but this machine has cuda:0 to cuda:{}", index, count - 1));
     int major = 0, minor = 0;
     MP_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index));
     MP_CUDA(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index));
     if (major * 10 + minor < kOldestArchitecture)
-        fail_usage(fmt::format("cuda:{} has compute capability {}.{}, this program needs {}.{} or newer: use "
-                               "--device cpu",
-                               index, major, minor, kOldestArchitecture / 10, kOldestArchitecture % 10));
+        fail_usage(
+            fmt::format("cuda:{} has compute capability {}.{}, this program needs {}.{} or newer: use "
+                        "--device cpu",
+                        index, major, minor, kOldestArchitecture / 10, kOldestArchitecture % 10));
     return std::make_unique<CudaBackend>(index);
 }
 

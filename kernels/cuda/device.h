@@ -24,7 +24,7 @@ inline void check_cuda(cudaError_t error, const char* expression, const char* fi
 struct Context {
     cudaStream_t stream = nullptr;
     int multiprocessors = 0;
-    int architecture = 0;                // 90 for compute capability 9.0
+    int architecture = 0;                 // 90 for compute capability 9.0
     int64_t shared_memory_per_block = 0;  // the opt-in limit, bytes
     // Memory an operation may use until it ends, 256-byte aligned: at least its own scratch_bytes() (see
     // operations.h).

@@ -1,4 +1,5 @@
-// Matrix products through cuBLASLt: one algorithm per weight shape, so that a row's bits depend on that row alone.
+// Matrix products through cuBLASLt: one algorithm per weight shape, so that a row's bits depend on that row
+// alone.
 #pragma once
 
 #include <map>
@@ -9,8 +10,8 @@
 
 namespace minipuzzle::cuda {
 
-// out[r, o] = sum_i x[r, i] * weight[o, i] (+ residual[r, o]); all row-major and contiguous. x and weight bf16;
-// out and residual bf16, or both float32 (the accumulator's own digits).
+// out[r, o] = sum_i x[r, i] * weight[o, i] (+ residual[r, o]); all row-major and contiguous. x and weight
+// bf16; out and residual bf16, or both float32 (the accumulator's own digits).
 struct Product {
     const std::byte* x = nullptr;         // [rows, inputs]
     const std::byte* weight = nullptr;    // [outputs, inputs]
@@ -20,7 +21,8 @@ struct Product {
     DType out_type = DType::bf16;
 };
 
-// Keeps the library's handle, its 64 MiB workspace and the algorithm of every (inputs, outputs, out_type, residual).
+// Keeps the library's handle, its 64 MiB workspace and the algorithm of every (inputs, outputs, out_type,
+// residual).
 class Products {
   public:
     Products();

@@ -95,12 +95,12 @@ TEST_CASE("the measuring backend accepts shapes without memory and rejects wrong
     };
     CHECK(measuring->name() == "measuring");
     CHECK(measuring->device() == DeviceKind::cuda);
-    LinearForward linear{shape({2, 3, 4}), shape({5, 4}), shape({2, 3, 5})};
+    LinearForward linear{.x = shape({2, 3, 4}), .weight = shape({5, 4}), .out = shape({2, 3, 5})};
     measuring->run(linear);
     linear.weight = shape({4, 5});
     CHECK_THROWS_WITH(measuring->run(linear), Catch::Contains("LinearForward") && Catch::Contains("weight") &&
                                                   Catch::Contains("[4, 5]"));
-    linear = {shape({2, 3, 4}), shape({5, 4}, DType::bf16), shape({2, 3, 5})};
+    linear.weight = shape({5, 4}, DType::bf16);
     CHECK_THROWS_AS(measuring->run(linear), InternalError);
     linear = {shape({2, 3, 4}), Tensor(nullptr, DType::f32, {5, 4}), shape({2, 3, 5})};
     CHECK_THROWS_WITH(measuring->run(linear), Catch::Contains("another device"));

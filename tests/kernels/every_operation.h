@@ -38,6 +38,9 @@ class RecordingBackend final : public Backend {
     void reserve_scratch(int64_t bytes) override { inner_.reserve_scratch(bytes); }
     void zero(const Tensor& tensor) override { inner_.zero(tensor); }
     void synchronize() override { inner_.synchronize(); }
+    double elapsed_ms(const std::function<void()>& operations) override {
+        return inner_.elapsed_ms(operations);
+    }
 #define MINIPUZZLE_RECORD(Operation)                \
     void run(const Operation& operation) override { \
         ran.insert(#Operation);                     \
@@ -228,6 +231,8 @@ class EveryOperation {
         const Tensor weight = parameter({300, 301}), step = parameter({300, 301});
         double norm = 0;
         backend_.run(SquaredNorm{weight, &norm});
+        Tensor deviates = weight;
+        backend_.run(RandomNormal{deviates, 5, 2});
         parameters["squared norm"] = {static_cast<float>(norm)};
         backend_.run(AdamW{gradient("adamw parameter", weight), step, gradient("moment1", weight),
                            gradient("moment2", weight), 0.01});

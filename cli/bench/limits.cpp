@@ -1,0 +1,67 @@
+#include "cli/bench/limits.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "cli/bench/memory.h"
+#include "cli/bench/timing.h"
+
+namespace minipuzzle::cli::bench {
+namespace {
+
+struct ProductSizes {
+    int64_t rows, outputs, inputs;
+};
+
+LimitRow measure_copy(Backend& backend, int64_t bytes) {
+    Memory memory(backend);
+    const int64_t elements = bytes / bytes_of(backend.compute_type());
+    const Tensor from = memory.normal({elements}), to = memory.empty({elements});
+    const Timing timing =
+        time_launches(backend, [&](int64_t) { backend.copy(to.data, from.data, from.bytes()); });
+    return {.name = fmt::format("copy of {} MiB", bytes >> 20),
+            .ms = timing.ms,
+            .per_second = 2 * static_cast<double>(from.bytes()) / (timing.ms * 1e-3)};
+}
+
+LimitRow measure_product(Backend& backend, const ProductSizes& sizes) {
+    Memory memory(backend);
+    const LinearForward args{.x = memory.normal({1, sizes.rows, sizes.inputs}),
+                             .weight = memory.normal({sizes.outputs, sizes.inputs},
+                                                     1 / std::sqrt(static_cast<double>(sizes.inputs))),
+                             .residual = {},
+                             .out = memory.empty({1, sizes.rows, sizes.outputs})};
+    const Timing timing = time_launches(backend, [&](int64_t) { backend.run(args); });
+    return {.name = fmt::format("product {} x {} x {}", sizes.rows, sizes.outputs, sizes.inputs),
+            .ms = timing.ms,
+            .per_second = cost(args).flops / (timing.ms * 1e-3)};
+}
+
+}  // namespace
+
+double Limits::seconds(const Cost& cost) const {
+    return std::max(cost.bytes / bandwidth, cost.flops / product_rate);
+}
+
+bool Limits::memory_bound(const Cost& cost) const {
+    return cost.bytes / bandwidth >= cost.flops / product_rate;
+}
+
+Limits measure_limits(Backend& backend) {
+    const bool cpu = backend.device() == DeviceKind::cpu;
+    Limits limits{.copy = measure_copy(backend, cpu ? int64_t{64} << 20 : int64_t{1} << 30), .products = {}};
+    limits.bandwidth = limits.copy.per_second;
+    const std::vector<ProductSizes> products =
+        cpu ? std::vector<ProductSizes>{{512, 1024, 512}}
+            : std::vector<ProductSizes>{
+                  {8192, 8192, 8192}, {8192, 32768, 8192}, {8192, 8192, 32768}, {8192, 21504, 4096}};
+    for (const ProductSizes& sizes : products) {
+        limits.products.push_back(measure_product(backend, sizes));
+        limits.product_rate = std::max(limits.product_rate, limits.products.back().per_second);
+    }
+    return limits;
+}
+
+}  // namespace minipuzzle::cli::bench

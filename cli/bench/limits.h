@@ -1,0 +1,29 @@
+// What the device itself does at best: a large copy and large products, as measured here.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "kernels/costs.h"
+
+namespace minipuzzle::cli::bench {
+
+struct LimitRow {
+    std::string name;
+    double ms = 0, per_second = 0;  // bytes or flops
+};
+
+struct Limits {
+    LimitRow copy;  // bytes read and bytes written
+    std::vector<LimitRow> products;
+    double bandwidth = 0, product_rate = 0;  // bytes and flops a second, the best of the rows
+
+    // Seconds below which `cost` cannot be had.
+    double seconds(const Cost& cost) const;
+    bool memory_bound(const Cost& cost) const;
+};
+
+Limits measure_limits(Backend& backend);
+
+}  // namespace minipuzzle::cli::bench

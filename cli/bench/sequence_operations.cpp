@@ -1,0 +1,198 @@
+// What mixes tokens: convolution, scan, gated norm and attention.
+#include <cmath>
+
+#include "cli/bench/shapes.h"
+#include "kernels/random.h"
+
+namespace minipuzzle::cli::bench {
+namespace {
+
+constexpr int64_t kCheckedTokens = 16, kScannedTokens = 1024, kCheckedHeads = 2;
+
+// The last tokens of the last sequence, after the taps that lie before them.
+Check check_conv(Twin& twin, const ConvForward& args) {
+    const MambaShape& s = args.shape;
+    const int64_t taps = s.conv_kernel - 1, channels = s.conv_channels();
+    const Range tokens = last(args.xbc.rows(), std::min(kCheckedTokens, args.xbc.size(1) - taps));
+    const Tensor before =
+        twin.part(args.zxbcdt, {tokens.begin - taps, taps}, {{s.inner(), channels}}, {taps, channels});
+    const Tensor state = twin.empty({1, channels, taps}), out = twin.empty({1, tokens.count, channels});
+    const int64_t size = bytes_of(state.dtype);
+    for (int64_t c = 0; c < channels; ++c)
+        for (int64_t k = 0; k < taps; ++k)
+            std::copy_n(before.data + (k * channels + c) * size, size, state.data + (c * taps + k) * size);
+    twin.backend().run(
+        ConvForward{.shape = s,
+                    .zxbcdt = twin.rows(args.zxbcdt, tokens, {1, tokens.count, s.projection()}),
+                    .weight = twin.whole(args.weight),
+                    .bias = twin.whole(args.bias),
+                    .initial_state = state,
+                    .xbc = out});
+    return twin.compare(fmt::format("rows {}..{}", tokens.begin, tokens.begin + tokens.count - 1), args.xbc,
+                        tokens, {{0, channels}}, out, Rounding::once);
+}
+
+// Columns of zxbcdt and of xbc that belong to some heads of one group: a smaller mixer's own.
+struct HeadColumns {
+    Range heads;
+    std::vector<Range> zxbcdt, xbc;
+
+    HeadColumns(const MambaShape& s, Range which) : heads(which) {
+        const int64_t group = which.begin / (s.heads / s.groups);
+        const Range x{which.begin * s.head_dim, which.count * s.head_dim};
+        const Range b{s.inner() + group * s.state, s.state};
+        const Range c{s.inner() + (s.groups + group) * s.state, s.state};
+        xbc = {x, b, c};
+        zxbcdt = {x};
+        for (const Range& range : xbc) zxbcdt.push_back({s.inner() + range.begin, range.count});
+        zxbcdt.push_back({s.inner() + s.conv_channels() + which.begin, which.count});
+    }
+};
+
+// The last heads over the first tokens of the last sequence: what comes later does not reach them.
+Check check_ssd(Twin& twin, const SsdForward& args) {
+    const MambaShape& s = args.shape;
+    const HeadColumns own(s, last(s.heads, std::min(kCheckedHeads, s.heads / s.groups)));
+    const MambaShape small{.heads = own.heads.count,
+                           .head_dim = s.head_dim,
+                           .state = s.state,
+                           .groups = 1,
+                           .conv_kernel = s.conv_kernel};
+    const int64_t length = args.xbc.size(1), count = std::min(length, kScannedTokens);
+    const Range tokens{(args.xbc.size(0) - 1) * length, count};
+    const auto of_heads = [&](const Tensor& t) {
+        return twin.part(t, {0, 1}, {own.heads}, {own.heads.count});
+    };
+    const Tensor y = twin.empty({1, count, small.inner()});
+    twin.backend().run(
+        SsdForward{.shape = small,
+                   .chunk = args.chunk,
+                   .dt_min = args.dt_min,
+                   .dt_max = args.dt_max,
+                   .xbc = twin.part(args.xbc, tokens, own.xbc, {1, count, small.conv_channels()}),
+                   .zxbcdt = twin.part(args.zxbcdt, tokens, own.zxbcdt, {1, count, small.projection()}),
+                   .dt_bias = of_heads(args.dt_bias),
+                   .a_log = of_heads(args.a_log),
+                   .d = of_heads(args.d),
+                   .y = y});
+    return twin.compare(
+        fmt::format("heads {}..{}, rows {}..{}", own.heads.begin, own.heads.begin + own.heads.count - 1,
+                    tokens.begin, tokens.begin + tokens.count - 1),
+        args.y, tokens, {own.xbc.front()}, y, Rounding::inside);
+}
+
+Check check_gated_norm(Twin& twin, const GatedNormForward& args) {
+    const MambaShape& s = args.shape;
+    const Range rows = last(args.y.rows(), kCheckedTokens);
+    const Tensor out = twin.empty({1, rows.count, s.inner()});
+    twin.backend().run(
+        GatedNormForward{.shape = s,
+                         .y = twin.rows(args.y, rows, {1, rows.count, s.inner()}),
+                         .zxbcdt = twin.rows(args.zxbcdt, rows, {1, rows.count, s.projection()}),
+                         .weight = twin.whole(args.weight),
+                         .eps = args.eps,
+                         .out = out});
+    return twin.compare(fmt::format("rows {}..{}", rows.begin, rows.begin + rows.count - 1), args.out, rows,
+                        {{0, s.inner()}}, out, Rounding::once);
+}
+
+// The last head over the whole of the last sequence.
+Check check_attention(Twin& twin, const AttentionForward& args) {
+    const int64_t length = args.q.size(1), dim = args.head_dim;
+    const Range tokens{(args.q.size(0) - 1) * length, length};
+    const Range q_columns{(args.heads - 1) * dim, dim}, kv_columns{(args.kv_heads - 1) * dim, dim};
+    const Tensor out = twin.empty({1, length, dim});
+    twin.backend().run(AttentionForward{.heads = 1,
+                                        .kv_heads = 1,
+                                        .head_dim = dim,
+                                        .q = twin.part(args.q, tokens, {q_columns}, {1, length, dim}),
+                                        .k = twin.part(args.k, tokens, {kv_columns}, {1, length, dim}),
+                                        .v = twin.part(args.v, tokens, {kv_columns}, {1, length, dim}),
+                                        .out = out});
+    return twin.compare(
+        fmt::format("head {}, rows {}..{}", args.heads - 1, tokens.begin, tokens.begin + length - 1),
+        args.out, tokens, {q_columns}, out, Rounding::inside);
+}
+
+// A model's own ranges: softplus(dt_bias) log-uniform in [0.001, 0.1], A in [-16, -1].
+struct ScanParameters {
+    std::vector<double> dt_bias, a_log, d;
+
+    explicit ScanParameters(int64_t heads) : d(heads, 1) {
+        const CounterRandom random(0, "bench scan parameters");
+        for (int64_t h = 0; h < heads; ++h) {
+            const double delta = std::exp(std::log(1e-3) + random.uniform(2 * h) * std::log(100.0));
+            dt_bias.push_back(delta + std::log(-std::expm1(-delta)));
+            a_log.push_back(std::log(1 + 15 * random.uniform(2 * h + 1)));
+        }
+    }
+};
+
+}  // namespace
+
+void add_conv(Operations& list, const ModelSizes& model, Batch batch) {
+    add<ConvForward>(
+        list, "conv", describe(model.name, batch),
+        [=](Memory& memory) {
+            const MambaShape& s = model.mamba;
+            return ConvForward{.shape = s,
+                               .zxbcdt = memory.normal({batch.sequences, batch.length, s.projection()}),
+                               .weight = memory.normal({s.conv_channels(), s.conv_kernel}, 0.5),
+                               .bias = memory.normal({s.conv_channels()}, 0.5),
+                               .xbc = memory.empty({batch.sequences, batch.length, s.conv_channels()})};
+        },
+        check_conv);
+}
+
+void add_ssd(Operations& list, const ModelSizes& model, Batch batch) {
+    add<SsdForward>(
+        list, "ssd", describe(model.name, batch),
+        [=](Memory& memory) {
+            const MambaShape& s = model.mamba;
+            const ScanParameters scan(s.heads);
+            return SsdForward{.shape = s,
+                              .dt_max = std::numeric_limits<double>::infinity(),
+                              .xbc = memory.normal({batch.sequences, batch.length, s.conv_channels()}),
+                              .zxbcdt = memory.normal({batch.sequences, batch.length, s.projection()}, 0.5),
+                              .dt_bias = memory.precise(scan.dt_bias),
+                              .a_log = memory.precise(scan.a_log),
+                              .d = memory.precise(scan.d),
+                              .y = memory.empty({batch.sequences, batch.length, s.inner()})};
+        },
+        check_ssd);
+}
+
+void add_gated_norm(Operations& list, const ModelSizes& model, Batch batch) {
+    add<GatedNormForward>(
+        list, "gated_norm", describe(model.name, batch),
+        [=](Memory& memory) {
+            const MambaShape& s = model.mamba;
+            std::vector<double> weight(s.inner());
+            for (std::size_t i = 0; i < weight.size(); ++i)
+                weight[i] = 0.5 + static_cast<double>(i % 16) / 16;
+            return GatedNormForward{.shape = s,
+                                    .y = memory.normal({batch.sequences, batch.length, s.inner()}),
+                                    .zxbcdt = memory.normal({batch.sequences, batch.length, s.projection()}),
+                                    .weight = memory.precise(weight),
+                                    .out = memory.empty({batch.sequences, batch.length, s.inner()})};
+        },
+        check_gated_norm);
+}
+
+void add_attention(Operations& list, const ModelSizes& model, Batch batch) {
+    add<AttentionForward>(
+        list, "attention", describe(model.name, batch),
+        [=](Memory& memory) {
+            const int64_t q = model.heads * model.head_dim, kv = model.kv_heads * model.head_dim;
+            return AttentionForward{.heads = model.heads,
+                                    .kv_heads = model.kv_heads,
+                                    .head_dim = model.head_dim,
+                                    .q = memory.normal({batch.sequences, batch.length, q}),
+                                    .k = memory.normal({batch.sequences, batch.length, kv}),
+                                    .v = memory.normal({batch.sequences, batch.length, kv}),
+                                    .out = memory.empty({batch.sequences, batch.length, q})};
+        },
+        check_attention);
+}
+
+}  // namespace minipuzzle::cli::bench

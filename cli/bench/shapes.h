@@ -1,0 +1,54 @@
+// The sizes that operations are measured at.
+#pragma once
+
+#include <fmt/format.h>
+
+#include <string>
+
+#include "cli/bench/operation.h"
+
+namespace minipuzzle::cli::bench {
+
+struct ModelSizes {
+    std::string name;
+    int64_t width, ffn;
+    MambaShape mamba;
+    int64_t heads, kv_heads, head_dim, vocabulary;
+};
+
+// Nemotron-H-8B and -56B, and a small model for the CPU.
+ModelSizes sizes_8b();
+ModelSizes sizes_56b();
+ModelSizes sizes_small();
+
+struct Batch {
+    int64_t sequences, length;
+    int64_t rows() const { return sequences * length; }
+};
+
+inline std::string describe(const std::string& model, Batch batch) {
+    return fmt::format("{} B{} T{}", model, batch.sequences, batch.length);
+}
+
+// Each adds its operations at one shape.
+void add_embedding(Operations& list, const ModelSizes& model, Batch batch);
+void add_rms_norm(Operations& list, const ModelSizes& model, Batch batch);
+// in_proj, out_proj, up and down; the two that end a layer add the residual.
+void add_products(Operations& list, const ModelSizes& model, Batch batch);
+void add_squared_relu(Operations& list, const ModelSizes& model, Batch batch);
+void add_add(Operations& list, const ModelSizes& model, Batch batch);
+void add_column_sums(Operations& list, const ModelSizes& model, Batch batch);
+void add_conv(Operations& list, const ModelSizes& model, Batch batch);
+void add_ssd(Operations& list, const ModelSizes& model, Batch batch);
+void add_gated_norm(Operations& list, const ModelSizes& model, Batch batch);
+void add_attention(Operations& list, const ModelSizes& model, Batch batch);
+// The scoring head: a base and this many variants.
+void add_compare_logits(Operations& list, const ModelSizes& model, int64_t rows, int variants);
+
+template <class Args>
+void add(Operations& list, const std::string& operation, const std::string& shape,
+         typename OperationOf<Args>::Make make, typename OperationOf<Args>::CheckResult check) {
+    list.push_back(std::make_unique<OperationOf<Args>>(operation, shape, std::move(make), std::move(check)));
+}
+
+}  // namespace minipuzzle::cli::bench

@@ -1,0 +1,45 @@
+// A model to be measured: a checkpoint, or a published architecture with random weights; on the device or
+// streamed.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "cli/command.h"
+#include "cli/commands.h"
+#include "cli/model_loading.h"
+#include "runtime/weight_source.h"
+
+namespace minipuzzle::cli {
+
+class OpenedModel {
+  public:
+    // `folder` or options.arch with options.random_weights. Says with -v where the weights lie and, of random
+    // ones, a checksum of every layer.
+    OpenedModel(Backend& backend, const std::string& folder, const WeightOptions& options,
+                const Context& context);
+    OpenedModel(const OpenedModel&) = delete;
+    OpenedModel& operator=(const OpenedModel&) = delete;
+
+    const Architecture& architecture() const { return architecture_; }
+    WeightSource weights() const;
+    // The streamed weights; null where all lie on the device.
+    StreamedWeights* streamed() const { return streamed_.get(); }
+    ModelIdentity identity(bool full_hash = false) const;
+    // For its data: with the folder's tokenizer, or for rows of tokens only.
+    DataReader reader() const;
+
+  private:
+    void place(Backend& backend, int64_t weight_memory);
+    std::string where() const;
+
+    std::string name_;  // the folder, or "nemotron-h-8b (random weights, seed 0)"
+    std::optional<Checkpoint> checkpoint_;
+    Architecture architecture_;
+    std::unique_ptr<ParameterSource> source_;
+    std::unique_ptr<WeightMemory> resident_;
+    std::unique_ptr<StreamedWeights> streamed_;
+};
+
+}  // namespace minipuzzle::cli

@@ -1,0 +1,113 @@
+// What an operation must move and compute at least, from its shapes alone: every input read once, every
+// output written once, in the types they have; multiplications and additions counted one each. Only
+// operations of the forward pass. Time over max(bytes / bandwidth, flops / rate) says how far an
+// implementation is from the device's limits.
+#pragma once
+
+#include <algorithm>
+
+#include "kernels/ops.h"
+
+namespace minipuzzle {
+
+struct Cost {
+    double bytes = 0;
+    double flops = 0;  // those of matrix products, which run on the matrix units where there are any
+};
+
+namespace costs {
+
+template <class... Tensors>
+double bytes_of_all(const Tensors&... tensors) {
+    return (static_cast<double>(tensors.bytes()) + ... + 0.0);
+}
+
+// Bytes of `columns` columns in every row of a wider tensor.
+inline double bytes_of_columns(const Tensor& tensor, int64_t columns) {
+    return static_cast<double>(tensor.rows()) * static_cast<double>(columns) * bytes_of(tensor.dtype);
+}
+
+inline double product_flops(int64_t rows, int64_t inputs, int64_t outputs) {
+    return 2.0 * static_cast<double>(rows) * static_cast<double>(inputs) * static_cast<double>(outputs);
+}
+
+}  // namespace costs
+
+// The rows looked up, not the table.
+inline Cost cost(const EmbeddingForward& args) {
+    return {.bytes = costs::bytes_of_all(args.tokens, args.out, args.out)};
+}
+
+inline Cost cost(const RmsNormForward& args) {
+    return {.bytes = costs::bytes_of_all(args.x, args.weight, args.out)};
+}
+
+inline Cost cost(const LinearForward& args) {
+    return {.bytes = costs::bytes_of_all(args.x, args.weight, args.residual, args.out),
+            .flops = costs::product_flops(args.x.rows(), args.x.columns(), args.weight.size(0))};
+}
+
+inline Cost cost(const SquaredReluForward& args) { return {.bytes = costs::bytes_of_all(args.x, args.out)}; }
+
+inline Cost cost(const Add& args) { return {.bytes = costs::bytes_of_all(args.a, args.b, args.out)}; }
+
+// Of zxbcdt only the x|B|C part is read.
+inline Cost cost(const ConvForward& args) {
+    return {.bytes = costs::bytes_of_columns(args.zxbcdt, args.shape.conv_channels()) +
+                     costs::bytes_of_all(args.weight, args.bias, args.document, args.initial_state, args.xbc,
+                                         args.final_state)};
+}
+
+// Per token of the chunked algorithm with chunks of Q: states and their use 4 H P N; inside a chunk the
+// causal half of C B^T, (Q + 1) G N, and of its product with x, (Q + 1) H P. The states between chunks could
+// stay on the chip.
+inline Cost cost(const SsdForward& args) {
+    const MambaShape& s = args.shape;
+    const auto tokens = static_cast<double>(args.xbc.rows());
+    const auto inner = static_cast<double>(s.inner()), shared = static_cast<double>(s.groups * s.state);
+    const double chunk = static_cast<double>(std::min(args.chunk, args.xbc.size(1)));
+    return {.bytes = costs::bytes_of_columns(args.zxbcdt, s.heads) +
+                     costs::bytes_of_all(args.xbc, args.dt_bias, args.a_log, args.d, args.document,
+                                         args.initial_state, args.y, args.final_state, args.chunk_states),
+            .flops = tokens * (4 * inner * static_cast<double>(s.state) + (chunk + 1) * (inner + shared))};
+}
+
+// Of zxbcdt only the z part is read.
+inline Cost cost(const GatedNormForward& args) {
+    return {.bytes = costs::bytes_of_columns(args.zxbcdt, args.shape.inner()) +
+                     costs::bytes_of_all(args.y, args.weight, args.out)};
+}
+
+// The causal half of q k^T and of its product with v; documents would make it less.
+inline Cost cost(const AttentionForward& args) {
+    const auto batch = static_cast<double>(args.q.size(0)), length = static_cast<double>(args.q.size(1));
+    const auto columns = static_cast<double>(args.heads * args.head_dim);
+    return {.bytes = costs::bytes_of_all(args.q, args.k, args.v, args.document, args.out, args.lse),
+            .flops = 2 * batch * columns * length * (length + 1)};
+}
+
+// One product a model. Logits need not be stored, so they are no bytes; a tensor that models share is read
+// once by each.
+inline Cost cost(const CompareLogits& args) {
+    const auto of = [](const LmHead& lm) {
+        return Cost{.bytes = costs::bytes_of_all(lm.hidden, lm.head),
+                    .flops = costs::product_flops(lm.hidden.size(0), lm.hidden.size(1), lm.head.size(0))};
+    };
+    Cost all = of(args.base);
+    all.bytes += costs::bytes_of_all(args.targets, args.base_loss, args.base_correct, args.base_power);
+    for (const LogitsComparison& out : args.variants) {
+        const Cost one = of(out.variant);
+        all.flops += one.flops;
+        all.bytes += one.bytes + costs::bytes_of_all(out.loss, out.correct, out.kl, out.agrees, out.error,
+                                                     out.hidden_mse, out.cosine);
+    }
+    return all;
+}
+
+inline Cost cost(const AbsoluteColumnSums& args) { return {.bytes = costs::bytes_of_all(args.x, args.out)}; }
+
+inline Cost cost(const SquaredNorm& args) { return {.bytes = costs::bytes_of_all(args.x)}; }
+
+inline Cost cost(const RandomNormal& args) { return {.bytes = costs::bytes_of_all(args.out)}; }
+
+}  // namespace minipuzzle

@@ -1,0 +1,468 @@
+// Exact attention with the softmax taken as the keys come by (Milakov & Gimelshein 2018; Dao et al. 2022,
+// "FlashAttention", arXiv 2205.14135, and 2023, arXiv 2307.08691). A block owns some query rows of one head
+// and walks the key blocks that any of them may see, from the diagonal back to the first document's first
+// key. A warp owns its rows alone, so statistics never leave a group of four lanes. Scores and the running
+// output stay in float32 registers; the probabilities are rounded to bf16 as an operand only, their sum is
+// not.
+//
+// Ideal work at the 8B shape (32 query and 8 kv heads of 128, T tokens): 2 * T^2 * 32 * 128 = 8192 T^2 FLOPs,
+// a causal half of 4 T^2 HP; bytes 2 * T * (2 * 4096 + 2 * 1024) = 20480 T. At T = 8192 that is 550 GFLOP
+// against 168 MB: 0.6 ms of a Hopper's arithmetic against 0.04 ms of its memory.
+//
+// Bits: key blocks are counted from the row's start and a query block's result depends on nothing but its
+// sequence, so neither the batch nor a place in it shows.
+#include <cmath>
+
+#include "kernels/cuda/attention_plain.h"
+#include "kernels/cuda/mma.cuh"
+
+namespace minipuzzle::cuda {
+int attention_variant = 0;
+namespace {
+
+constexpr int kWarps = 4;
+constexpr int kThreads = kWarps * kWarp;
+
+struct AttentionParams {
+    const uint16_t *q, *k, *v;
+    const int32_t* document;  // null: none
+    uint16_t* out;
+    float* lse;  // null: not wanted
+    int time, heads, kv_heads, head_dim, query_blocks;
+    bool aligned;      // every row of a head begins on 16 bytes
+    float scale;       // 1 / sqrt(head_dim)
+    float scale_log2;  // the same times log2(e): exponentials are taken to base 2
+};
+
+// kDim: head_dim padded; kTiles: 16-row tiles of queries per warp; kKeys: keys of a block.
+template <int kDim_, int kTiles_, int kKeys_, int kBlocks_>
+struct AttentionShape {
+    static constexpr int kDim = kDim_, kTiles = kTiles_, kKeys = kKeys_;
+    static constexpr int kBlocks = kBlocks_;  // of threads on a multiprocessor
+    static constexpr int kWarpRows = 16 * kTiles;
+    static constexpr int kRows = kWarps * kWarpRows;
+    static constexpr int kPitch = 2 * kDim;  // bytes of a row in shared memory
+    static constexpr int kTileBytes = kKeys * kPitch;
+    // Queries, two stages of keys and values, the first key of each query, and where the block's rows lie: no
+    // register holds that through the loop.
+    static constexpr int kFirstKeys = kRows * kPitch + 4 * kTileBytes;
+    static constexpr int kOffsets = kFirstKeys + kRows * 4;
+    static constexpr int kSharedBytes = kOffsets + 16;
+};
+
+// Where piece `piece` (16 bytes) of a row lies inside its row: permuted so that eight rows' equal pieces,
+// which ldmatrix reads at once, fall into different banks. kDim is a multiple of 32.
+template <int kDim>
+__device__ __forceinline__ int swizzled(int row, int piece) {
+    return (kDim % 64 == 0 ? piece ^ (row % 8) : piece ^ (row / 2 % 4)) * 16;
+}
+// From the address of a row's piece 0 or 1 to that of the piece `ahead` (even) further on. Rows begin at
+// multiples of the permutation's span, so the step is an exclusive or, and a constant beyond the span.
+template <int kDim>
+__device__ __forceinline__ uint32_t pieces_ahead(uint32_t address, int ahead) {
+    constexpr int kPermuted = kDim % 64 == 0 ? 0x70 : 0x30;
+    return (address ^ (ahead * 16 & kPermuted)) + (ahead * 16 & ~kPermuted);
+}
+// The address that a lane begins with, inside rows that begin at `rows`.
+template <int kDim>
+__device__ __forceinline__ uint32_t lane_address(uint32_t rows, LaneBlock lane) {
+    return rows + lane.row * 2 * kDim + swizzled<kDim>(lane.row, lane.piece);
+}
+
+// kRows rows of one head, the first of them at `from`, to shared memory; zeros beyond row `inside` and beyond
+// head_dim. A thread keeps its piece of the row and goes down the rows.
+template <int kDim, int kRows>
+__device__ __forceinline__ void load_rows(uint32_t to, const uint16_t* from, int64_t pitch, int inside,
+                                          const AttentionParams& p) {
+    constexpr int kPieces = kDim / 8;
+    constexpr int kLanes = kPieces <= 4 ? 4 : kPieces <= 8 ? 8 : kPieces <= 16 ? 16 : 32;  // of a row
+    constexpr int kStep = kThreads / kLanes;
+    static_assert(kPieces <= kLanes && kRows % kStep == 0);
+    const int piece = threadIdx.x % kLanes, first_row = threadIdx.x / kLanes;
+    if (piece >= kPieces) return;
+    const uint16_t* source = from + first_row * pitch + piece * 8;
+    const int count = p.head_dim - piece * 8;
+    if (p.aligned) {
+#pragma unroll
+        for (int row = first_row, n = 0; n < kRows / kStep; ++n, row += kStep, source += kStep * pitch)
+            copy_async(to + row * 2 * kDim + swizzled<kDim>(row, piece), source, row < inside && count > 0);
+    } else {
+#pragma unroll 1
+        for (int row = first_row; row < kRows; row += kStep, source += kStep * pitch)
+            store_shared(to + row * 2 * kDim + swizzled<kDim>(row, piece),
+                         gather_16(source, row < inside ? count : 0));
+    }
+}
+
+// The first token of the document that token t belongs to. All lanes of a warp search together: each round
+// leaves a 32nd of the range.
+__device__ __forceinline__ int first_of_document(const int32_t* document, int t) {
+    const int lane = threadIdx.x % kWarp;
+    const int32_t own = document[t];
+    int low = 0, high = t;  // document[high] is own, everything before low is less
+    while (low < high) {
+        const int step = (high - low + kWarp - 1) / kWarp, at = low + lane * step;
+        const bool less = at < high && document[at] < own;
+        const int count = __popc(__ballot_sync(kAllLanes, less));
+        if (count == 0) return low;
+        high = min(high, low + count * step);
+        low += (count - 1) * step + 1;
+    }
+    return low;
+}
+
+// Writes, for each of the warp's rows, the first key that it may see.
+template <class Shape>
+__device__ __forceinline__ void find_first_keys(int* first_keys, const AttentionParams& p,
+                                                const int32_t* document, int warp_row) {
+    const int lane = threadIdx.x % kWarp, row = warp_row + lane;
+    int first = 0;
+    if (document && warp_row < p.time) {
+        const int lowest = first_of_document(document, warp_row);
+        const bool opens = lane > 0 && row < p.time && document[row] != document[row - 1];
+        // Of the warp's rows up to this one, the last that opens a document.
+        const unsigned openings = __ballot_sync(kAllLanes, opens) & (0xffffffffu >> (31 - lane));
+        first = openings ? warp_row + 31 - __clz(openings) : lowest;
+    }
+    if (lane < Shape::kWarpRows) first_keys[lane] = first;
+    __syncwarp();
+}
+
+// The running output and softmax statistics of a lane's rows.
+template <class Shape>
+struct Running {
+    float out[Shape::kTiles][Shape::kDim / 8][4];
+    float largest[Shape::kTiles][2];  // of the raw scores so far
+    float sum[Shape::kTiles][2];      // of this lane's columns only
+
+    __device__ Running() {
+#pragma unroll
+        for (int tile = 0; tile < Shape::kTiles; ++tile) {
+#pragma unroll
+            for (int n = 0; n < Shape::kDim / 8; ++n)
+#pragma unroll
+                for (int e = 0; e < 4; ++e) out[tile][n][e] = 0;
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                largest[tile][half] = -INFINITY;
+                sum[tile][half] = 0;
+            }
+        }
+    }
+};
+
+template <class Shape>
+using Scores = float[Shape::kTiles][Shape::kKeys / 8][4];
+
+// scores = q k^T for the warp's rows; `q` and `k` are the lane's addresses in the warp's rows and in the
+// keys.
+template <class Shape>
+__device__ __forceinline__ void multiply_scores(Scores<Shape>& scores, uint32_t q, uint32_t k) {
+#pragma unroll
+    for (int tile = 0; tile < Shape::kTiles; ++tile)
+#pragma unroll
+        for (int n = 0; n < Shape::kKeys / 8; ++n)
+#pragma unroll
+            for (int e = 0; e < 4; ++e) scores[tile][n][e] = 0;
+#pragma unroll
+    for (int step = 0; step < Shape::kDim / 16; ++step) {
+        const uint32_t q_step = pieces_ahead<Shape::kDim>(q, 2 * step);
+        const uint32_t k_step = pieces_ahead<Shape::kDim>(k, 2 * step);
+        uint32_t a[Shape::kTiles][4];
+#pragma unroll
+        for (int tile = 0; tile < Shape::kTiles; ++tile)
+            load_matrices(a[tile], q_step + tile * 16 * Shape::kPitch);
+#pragma unroll
+        for (int n = 0; n < Shape::kKeys / 16; ++n) {
+            uint32_t b[4];
+            load_matrices(b, k_step + n * 16 * Shape::kPitch);
+#pragma unroll
+            for (int tile = 0; tile < Shape::kTiles; ++tile) {
+                multiply_add(scores[tile][2 * n], a[tile], b[0], b[1]);
+                multiply_add(scores[tile][2 * n + 1], a[tile], b[2], b[3]);
+            }
+        }
+    }
+}
+
+// -inf where a row may not see a key: later than itself, or of an earlier document.
+template <class Shape>
+__device__ __forceinline__ void mask_scores(Scores<Shape>& scores, const int* first_keys, int warp_row,
+                                            int first_key) {
+    const int lane = threadIdx.x % kWarp;
+    // Keys are counted from this lane's first column.
+    const int origin = first_key + lane % 4 * 2;
+#pragma unroll
+    for (int tile = 0; tile < Shape::kTiles; ++tile)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int row = tile * 16 + lane / 4 + half * 8;
+            const int last = warp_row + row - origin, first = first_keys[row] - origin;
+#pragma unroll
+            for (int n = 0; n < Shape::kKeys / 8; ++n)
+#pragma unroll
+                for (int e = 0; e < 2; ++e) {
+                    const int key = n * 8 + e;
+                    if (key > last || key < first) scores[tile][n][2 * half + e] = -INFINITY;
+                }
+        }
+}
+
+// Scores to unnormalised probabilities, in place; the running sums and output move to the new maxima.
+template <class Shape>
+__device__ __forceinline__ void advance_softmax(Scores<Shape>& scores, Running<Shape>& running,
+                                                float scale_log2) {
+#pragma unroll
+    for (int tile = 0; tile < Shape::kTiles; ++tile) {
+        float fade[2];
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            float largest = running.largest[tile][half];
+            const float before = largest;
+#pragma unroll
+            for (int n = 0; n < Shape::kKeys / 8; ++n)
+                largest = fmaxf(largest, fmaxf(scores[tile][n][2 * half], scores[tile][n][2 * half + 1]));
+            largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 1));
+            largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 2));
+            running.largest[tile][half] = largest;
+            // A row that has seen no key yet keeps -inf; its exponentials are then taken against 0.
+            const float shift = largest == -INFINITY ? 0.0f : largest * scale_log2;
+            fade[half] = exp2_fast(before * scale_log2 - shift);
+            float sum = running.sum[tile][half] * fade[half];
+#pragma unroll
+            for (int n = 0; n < Shape::kKeys / 8; ++n)
+#pragma unroll
+                for (int e = 2 * half; e < 2 * half + 2; ++e) {
+                    const float probability = exp2_fast(fmaf(scores[tile][n][e], scale_log2, -shift));
+                    scores[tile][n][e] = probability;
+                    sum += probability;
+                }
+            running.sum[tile][half] = sum;
+        }
+        // Maxima settle early: most blocks leave the warp's rows as they are.
+        if (!__any_sync(kAllLanes, fade[0] != 1.0f || fade[1] != 1.0f)) continue;
+#pragma unroll
+        for (int n = 0; n < Shape::kDim / 8; ++n)
+#pragma unroll
+            for (int e = 0; e < 4; ++e) running.out[tile][n][e] *= fade[e / 2];
+    }
+}
+
+// out += probabilities * v; `v` is the lane's address in the values.
+template <class Shape>
+__device__ __forceinline__ void multiply_values(Running<Shape>& running, const Scores<Shape>& probabilities,
+                                                uint32_t v) {
+#pragma unroll
+    for (int step = 0; step < Shape::kKeys / 16; ++step) {
+        uint32_t a[Shape::kTiles][4];
+#pragma unroll
+        for (int tile = 0; tile < Shape::kTiles; ++tile) {
+            const float(&left)[4] = probabilities[tile][2 * step];
+            const float(&right)[4] = probabilities[tile][2 * step + 1];
+            a[tile][0] = pack_bf16(left[0], left[1]);
+            a[tile][1] = pack_bf16(left[2], left[3]);
+            a[tile][2] = pack_bf16(right[0], right[1]);
+            a[tile][3] = pack_bf16(right[2], right[3]);
+        }
+#pragma unroll
+        for (int n = 0; n < Shape::kDim / 16; ++n) {
+            uint32_t b[4];
+            load_matrices_transposed(b, pieces_ahead<Shape::kDim>(v, 2 * n) + step * 16 * Shape::kPitch);
+#pragma unroll
+            for (int tile = 0; tile < Shape::kTiles; ++tile) {
+                multiply_add(running.out[tile][2 * n], a[tile], b[0], b[1]);
+                multiply_add(running.out[tile][2 * n + 1], a[tile], b[2], b[3]);
+            }
+        }
+    }
+}
+
+// Divides by the sums, writes lse, and leaves the rows in the warp's own part of the queries' shared memory,
+// in bf16.
+template <class Shape>
+__device__ __forceinline__ void finish_rows(const Running<Shape>& running, const AttentionParams& p,
+                                            float* lse, int warp_row, uint32_t rows) {
+    const int lane = threadIdx.x % kWarp;
+#pragma unroll
+    for (int tile = 0; tile < Shape::kTiles; ++tile)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            float sum = running.sum[tile][half];
+            sum += __shfl_xor_sync(kAllLanes, sum, 1);
+            sum += __shfl_xor_sync(kAllLanes, sum, 2);
+            const int row = tile * 16 + lane / 4 + 8 * half;
+            if (lse && lane % 4 == 0 && warp_row + row < p.time)
+                lse[warp_row + row] = running.largest[tile][half] * p.scale + logf(sum);
+            const float share = 1.0f / sum;
+#pragma unroll
+            for (int n = 0; n < Shape::kDim / 8; ++n)
+                store_shared(rows + row * Shape::kPitch + swizzled<Shape::kDim>(row, n) + lane % 4 * 4,
+                             pack_bf16(running.out[tile][n][2 * half] * share,
+                                       running.out[tile][n][2 * half + 1] * share));
+        }
+}
+
+// The warp's rows from shared memory to `out`, the address of token 0.
+template <class Shape>
+__device__ __forceinline__ void store_rows(uint16_t* out, const AttentionParams& p, int warp_row,
+                                           uint32_t rows) {
+    const int lane = threadIdx.x % kWarp;
+    const int64_t pitch = static_cast<int64_t>(p.heads) * p.head_dim;
+    constexpr int kPieces = Shape::kDim / 8;
+    for (int i = lane; i < Shape::kWarpRows * kPieces; i += kWarp) {
+        const int row = i / kPieces, piece = i % kPieces, count = p.head_dim - piece * 8;
+        if (warp_row + row >= p.time || count <= 0) continue;
+        const uint4 values = load_shared_16(rows + row * Shape::kPitch + swizzled<Shape::kDim>(row, piece));
+        uint16_t* to = out + (warp_row + row) * pitch + piece * 8;
+        if (p.aligned) {
+            *reinterpret_cast<uint4*>(to) = values;
+        } else {
+            const uint32_t pairs[4] = {values.x, values.y, values.z, values.w};
+#pragma unroll
+            for (int e = 0; e < 8; ++e)
+                if (e < count) to[e] = static_cast<uint16_t>(pairs[e / 2] >> (e % 2 * 16));
+        }
+    }
+}
+
+// One block of query rows of one head. Blocks are numbered with heads fastest (heads that share keys run side
+// by side), then query blocks from the longest to the shortest, then sequences.
+template <class Shape>
+__global__ void __launch_bounds__(kThreads, Shape::kBlocks) attention_kernel(const AttentionParams p) {
+    extern __shared__ __align__(128) std::byte shared[];
+    const int head = blockIdx.x % p.heads;
+    const int place = blockIdx.x / p.heads;
+    const int query_block = p.query_blocks - 1 - place % p.query_blocks;
+    const int64_t sequence = place / p.query_blocks;
+    const int kv_head = head / (p.heads / p.kv_heads);
+    const int first_query = query_block * Shape::kRows;
+    const int64_t q_pitch = static_cast<int64_t>(p.heads) * p.head_dim;
+    const int64_t kv_pitch = static_cast<int64_t>(p.kv_heads) * p.head_dim;
+    const int64_t q_offset = sequence * p.time * q_pitch + static_cast<int64_t>(head) * p.head_dim;
+    const int64_t kv_offset = sequence * p.time * kv_pitch + static_cast<int64_t>(kv_head) * p.head_dim;
+    const int32_t* document = p.document ? p.document + sequence * p.time : nullptr;
+
+    int64_t* const kept_offsets = reinterpret_cast<int64_t*>(shared + Shape::kOffsets);
+    if (threadIdx.x == 0) {
+        kept_offsets[0] = q_offset;
+        kept_offsets[1] = (sequence * p.heads + head) * p.time;
+    }
+    const uint32_t q_shared = shared_address(shared);
+    const uint32_t stages = q_shared + Shape::kRows * Shape::kPitch;
+    load_rows<Shape::kDim, Shape::kRows>(q_shared, p.q + q_offset + first_query * q_pitch, q_pitch,
+                                         p.time - first_query, p);
+
+    const int last_block = (min(first_query + Shape::kRows, p.time) - 1) / Shape::kKeys;
+    const auto load_block = [&](int block) {
+        const uint32_t stage = stages + (block % 2) * 2 * Shape::kTileBytes;
+        const int first_key = block * Shape::kKeys, inside = p.time - first_key;
+        const int64_t offset = kv_offset + first_key * kv_pitch;
+        load_rows<Shape::kDim, Shape::kKeys>(stage, p.k + offset, kv_pitch, inside, p);
+        load_rows<Shape::kDim, Shape::kKeys>(stage + Shape::kTileBytes, p.v + offset, kv_pitch, inside, p);
+        commit_copies();
+    };
+    // From the diagonal back to the first document's first key: where that is, is found while the diagonal
+    // comes.
+    load_block(last_block);
+    const int first_block = document ? first_of_document(document, first_query) / Shape::kKeys : 0;
+
+    const int warp = threadIdx.x / kWarp;
+    const int warp_row = first_query + warp * Shape::kWarpRows, warp_end = warp_row + Shape::kWarpRows;
+    const uint32_t q_warp = q_shared + warp * Shape::kWarpRows * Shape::kPitch;
+    int* first_keys = reinterpret_cast<int*>(shared + Shape::kFirstKeys) + warp * Shape::kWarpRows;
+    find_first_keys<Shape>(first_keys, p, document, warp_row);
+    const LaneBlock by_rows = lane_block_by_rows(threadIdx.x % kWarp);
+    const uint32_t q_lane = lane_address<Shape::kDim>(q_warp, by_rows);
+    const uint32_t k_lane = lane_address<Shape::kDim>(stages, lane_block_by_columns(threadIdx.x % kWarp));
+    const uint32_t v_lane = lane_address<Shape::kDim>(stages + Shape::kTileBytes, by_rows);
+    Running<Shape> running;
+    for (int block = last_block; block >= first_block; --block) {
+        wait_for_copies<0>();
+        __syncthreads();  // the block has come, and everyone is done with the one before it
+        if (block > first_block) load_block(block - 1);
+        const int first_key = block * Shape::kKeys, end_key = first_key + Shape::kKeys;
+        if (first_key >= warp_end || end_key <= first_keys[0]) continue;
+        const uint32_t stage = block % 2 * 2 * Shape::kTileBytes;
+        Scores<Shape> scores;
+        multiply_scores<Shape>(scores, q_lane, k_lane + stage);
+        if (end_key > warp_row + 1 || first_key < first_keys[Shape::kWarpRows - 1])
+            mask_scores<Shape>(scores, first_keys, warp_row, first_key);
+        advance_softmax<Shape>(scores, running, p.scale_log2);
+        multiply_values<Shape>(running, scores, v_lane + stage);
+    }
+
+    float* lse = p.lse ? p.lse + kept_offsets[1] : nullptr;
+    __syncwarp();
+    finish_rows<Shape>(running, p, lse, warp_row, q_warp);
+    __syncwarp();
+    store_rows<Shape>(p.out + kept_offsets[0], p, warp_row, q_warp);
+}
+
+template <class Shape>
+void launch(const Context& context, AttentionParams p, int64_t batch) {
+    p.query_blocks = narrow<int>(div_up(p.time, Shape::kRows));
+    const int64_t blocks = batch * p.query_blocks * p.heads;
+    MP_ASSERT(blocks <= INT32_MAX);
+    MP_CUDA(cudaFuncSetAttribute(attention_kernel<Shape>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 Shape::kSharedBytes));
+    attention_kernel<Shape>
+        <<<static_cast<unsigned>(blocks), kThreads, Shape::kSharedBytes, context.stream>>>(p);
+    MP_CUDA_LAUNCHED();
+}
+
+bool aligned_to_16(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+
+}  // namespace
+
+void attention_forward_plain(const Context& context, const AttentionForward& args) {
+    if (args.head_dim > kAttentionPlainHeadDim)
+        throw Error(ErrorKind::other, "attention: head_dim " + std::to_string(args.head_dim) + ", at most " +
+                                          std::to_string(kAttentionPlainHeadDim) +
+                                          " is implemented on CUDA devices");
+    const int64_t batch = args.q.size(0), time = args.q.size(1);
+    if (batch * time == 0) return;
+    AttentionParams p{};
+    p.q = reinterpret_cast<const uint16_t*>(args.q.data);
+    p.k = reinterpret_cast<const uint16_t*>(args.k.data);
+    p.v = reinterpret_cast<const uint16_t*>(args.v.data);
+    p.document = args.document ? args.document.as<int32_t>() : nullptr;
+    p.out = reinterpret_cast<uint16_t*>(args.out.data);
+    p.lse = args.lse ? args.lse.as<float>() : nullptr;
+    p.time = narrow<int>(time);
+    p.heads = narrow<int>(args.heads);
+    p.kv_heads = narrow<int>(args.kv_heads);
+    p.head_dim = narrow<int>(args.head_dim);
+    p.aligned = p.head_dim % 8 == 0 && aligned_to_16(p.q) && aligned_to_16(p.k) && aligned_to_16(p.v) &&
+                aligned_to_16(p.out);
+    p.scale = 1.0f / std::sqrt(static_cast<float>(p.head_dim));
+    p.scale_log2 = p.scale * 1.4426950408889634f;
+
+    const int V = attention_variant;
+    if (p.head_dim <= 32) {
+        if (V == 0) return launch<AttentionShape<32, 2, 64, 3>>(context, p, batch);
+        if (V == 1) return launch<AttentionShape<32, 1, 64, 5>>(context, p, batch);
+        if (V == 2) return launch<AttentionShape<32, 1, 64, 4>>(context, p, batch);
+        if (V == 3) return launch<AttentionShape<32, 2, 64, 4>>(context, p, batch);
+        if (V == 4) return launch<AttentionShape<32, 1, 128, 4>>(context, p, batch);
+        if (V == 5) return launch<AttentionShape<32, 2, 32, 4>>(context, p, batch);
+    }
+    if (p.head_dim <= 64) {
+        if (V == 0) return launch<AttentionShape<64, 2, 64, 2>>(context, p, batch);
+        if (V == 1) return launch<AttentionShape<64, 2, 32, 3>>(context, p, batch);
+        if (V == 2) return launch<AttentionShape<64, 1, 64, 4>>(context, p, batch);
+        if (V == 3) return launch<AttentionShape<64, 2, 64, 3>>(context, p, batch);
+        if (V == 4) return launch<AttentionShape<64, 1, 64, 5>>(context, p, batch);
+        if (V == 5) return launch<AttentionShape<64, 2, 128, 2>>(context, p, batch);
+    }
+    if (p.head_dim <= 96) return launch<AttentionShape<96, 2, 64, 2>>(context, p, batch);
+    if (p.head_dim <= 128) {
+        if (V == 0) return launch<AttentionShape<128, 2, 64, 2>>(context, p, batch);
+        if (V == 1) return launch<AttentionShape<128, 2, 32, 2>>(context, p, batch);
+        if (V == 2) return launch<AttentionShape<128, 1, 64, 3>>(context, p, batch);
+    }
+    if (p.head_dim <= 192) return launch<AttentionShape<192, 1, 32, 2>>(context, p, batch);
+    if (V == 0) return launch<AttentionShape<256, 1, 32, 2>>(context, p, batch);
+    if (V == 1) return launch<AttentionShape<256, 1, 64, 1>>(context, p, batch);
+}
+
+}  // namespace minipuzzle::cuda

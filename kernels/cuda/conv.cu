@@ -1,0 +1,220 @@
+// The causal depthwise convolution of the Mamba-2 mixer, followed by SiLU.
+#include "kernels/cuda/operations.h"
+#include "kernels/cuda/vectors.cuh"
+
+namespace minipuzzle::cuda {
+namespace {
+
+constexpr int kThreads = 128;
+constexpr int kRun = 32;  // tokens that one thread follows: as many as a warp has lanes
+
+// What the kernels read and write. The x|B|C part of a row begins at `rows`.
+struct Conv {
+    const bf16* rows;
+    const bf16 *weight, *bias;  // [channels, taps], [channels] or null
+    const int32_t* document;    // [batch, time] or null
+    const bf16* initial;        // [batch, channels, taps-1] or null
+    bf16 *xbc, *final_state;    // [batch, time, channels], [batch, channels, taps-1] or null
+    int64_t batch, time, channels, taps, pitch;
+    Reuse reuse;  // of xbc
+};
+
+// One sequence's share, and a run of its tokens over a block of channels.
+struct Task {
+    int64_t sequence, begin, end, first_channel;
+};
+
+// Neighbouring tasks are neighbouring channels, then neighbouring runs, so that what two runs both read is in
+// cache.
+__device__ Task task_of(const Conv& conv, int64_t index, int64_t channels_per_task) {
+    const int64_t channel_blocks = (conv.channels + channels_per_task - 1) / channels_per_task;
+    const int64_t runs = (conv.time + kRun - 1) / kRun;
+    const int64_t begin = index / channel_blocks % runs * kRun;
+    return {.sequence = index / channel_blocks / runs,
+            .begin = begin,
+            .end = min(begin + kRun, conv.time),
+            .first_channel = index % channel_blocks * channels_per_task};
+}
+
+// Whether tokens `from` <= t of a sequence see each other; positions before the row belong to its first
+// document.
+__device__ bool same_document(const int32_t* document, int64_t from, int64_t t) {
+    return !document || document[max(from, int64_t{0})] == document[t];
+}
+
+// The value before the convolution that tap `from` < t finds; 0 where there is none.
+__device__ float value_at(const Conv& conv, int64_t sequence, int64_t channel, int64_t from) {
+    if (from >= 0) return __bfloat162float(conv.rows[(sequence * conv.time + from) * conv.pitch + channel]);
+    if (!conv.initial) return 0;
+    const int64_t kept = conv.taps - 1;
+    return __bfloat162float(conv.initial[(sequence * conv.channels + channel) * kept + kept + from]);
+}
+
+// weight[k][j] of channel j, from [W, taps] as it lies in memory.
+template <int W>
+__device__ void load_four_taps(const bf16* from, float (&weight)[4][W]) {
+    float flat[4][W];
+#pragma unroll
+    for (int part = 0; part < 4; ++part) unpack(load<W, Reuse::again>(from + part * W), flat[part]);
+#pragma unroll
+    for (int i = 0; i < 4 * W; ++i) weight[i % 4][i / 4] = flat[i / W][i % W];
+}
+
+// Bit u: token `begin` + u of the run starts another document than the token before it. Asked by whole warps.
+__device__ uint32_t document_starts(const int32_t* document, const Task& task) {
+    static_assert(kRun == kWarp);
+    const int64_t t = task.begin + threadIdx.x % kWarp;
+    const bool starts = t > 0 && t < task.end && document[t] != document[t - 1];
+    return __ballot_sync(0xffffffffu, starts);
+}
+
+// Four taps, W channels per thread. The last four values of each channel are a ring in registers, indexed by
+// the token's place in a group of kAhead; as many rows are under way in front of it. kBlocks blocks fit a
+// multiprocessor.
+template <int W, int kAhead, int kBlocks, bool kDocuments>
+__global__ void __launch_bounds__(kThreads, kBlocks) convolve_four_taps(const Conv conv) {
+    constexpr int kTaps = 4;
+    static_assert(kAhead % kTaps == 0 && kRun % kAhead == 0);
+    const Task task = task_of(conv, blockIdx.x, kThreads * W);
+    const int32_t* document = kDocuments ? conv.document + task.sequence * conv.time : nullptr;
+    uint32_t starts = kDocuments ? document_starts(document, task) : 0;
+    const int64_t channel = task.first_channel + int64_t{threadIdx.x} * W;
+    if (channel >= conv.channels) return;
+
+    const int64_t first = task.sequence * conv.time + task.begin;
+    const bf16* from = conv.rows + first * conv.pitch + channel;
+    bf16* to = conv.xbc + first * conv.channels + channel;
+    const int count = static_cast<int>(task.end - task.begin);
+    Packed<W> ahead[kAhead] = {};
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+        if (u < count) ahead[u] = load<W, Reuse::again>(from + u * conv.pitch);
+    }
+
+    float weight[kTaps][W], bias[W] = {}, ring[kTaps][W];
+    load_four_taps(conv.weight + channel * kTaps, weight);
+    if (conv.bias) unpack(load<W, Reuse::again>(conv.bias + channel), bias);
+#pragma unroll
+    for (int k = 1; k < kTaps; ++k) {  // the token that has place k lies kTaps - k before the run
+        if (task.begin > 0) {
+            unpack(load<W, Reuse::again>(from + (k - kTaps) * conv.pitch), ring[k]);
+        } else {
+#pragma unroll
+            for (int j = 0; j < W; ++j) ring[k][j] = value_at(conv, task.sequence, channel + j, k - kTaps);
+        }
+        if (kDocuments && !same_document(document, task.begin + k - kTaps, task.begin)) {
+#pragma unroll
+            for (int j = 0; j < W; ++j) ring[k][j] = 0;
+        }
+    }
+
+    for (int group = 0; group < count; group += kAhead) {
+        from += kAhead * conv.pitch;
+#pragma unroll
+        for (int u = 0; u < kAhead; ++u) {
+            if (group + u >= count) break;
+            if (kDocuments && (starts >> u & 1)) {  // nothing older is seen from here on
+#pragma unroll
+                for (int k = 1; k < kTaps; ++k) {
+#pragma unroll
+                    for (int j = 0; j < W; ++j) ring[(u + k) % kTaps][j] = 0;
+                }
+            }
+            unpack(ahead[u], ring[u % kTaps]);
+            if (group + u + kAhead < count) ahead[u] = load<W, Reuse::again>(from + u * conv.pitch);
+            float v[W];
+#pragma unroll
+            for (int j = 0; j < W; ++j) {
+                v[j] = bias[j];
+#pragma unroll
+                for (int k = 0; k < kTaps; ++k) v[j] = fmaf(weight[k][j], ring[(u + 1 + k) % kTaps][j], v[j]);
+                v[j] = silu(v[j]);
+            }
+            store(to, pack(v), conv.reuse);
+            to += conv.channels;
+        }
+        starts >>= kAhead;
+    }
+}
+
+// Any number of taps, any alignment: a channel per thread. The same sums in the same order.
+__global__ void __launch_bounds__(kThreads) convolve_any(const Conv conv) {
+    const Task task = task_of(conv, blockIdx.x, kThreads);
+    const int64_t channel = task.first_channel + threadIdx.x;
+    if (channel >= conv.channels) return;
+    const int32_t* document = conv.document ? conv.document + task.sequence * conv.time : nullptr;
+    const float bias = conv.bias ? __bfloat162float(conv.bias[channel]) : 0.0f;
+    for (int64_t t = task.begin; t < task.end; ++t) {
+        float v = bias;
+        for (int64_t k = 0; k < conv.taps; ++k) {
+            const int64_t from = t - (conv.taps - 1) + k;
+            if (!same_document(document, from, t)) continue;
+            v = fmaf(__bfloat162float(conv.weight[channel * conv.taps + k]),
+                     value_at(conv, task.sequence, channel, from), v);
+        }
+        conv.xbc[(task.sequence * conv.time + t) * conv.channels + channel] = __float2bfloat16_rn(silu(v));
+    }
+}
+
+// The last taps-1 values before the convolution of the last token's document, older ones zero.
+__global__ void __launch_bounds__(kThreads) keep_final_state(const Conv conv) {
+    const int64_t kept = conv.taps - 1, count = conv.batch * conv.channels * kept;
+    for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count;
+         i += int64_t{gridDim.x} * kThreads) {
+        const int64_t sequence = i / kept / conv.channels, channel = i / kept % conv.channels;
+        const int64_t from = conv.time - kept + i % kept;
+        const int32_t* document = conv.document ? conv.document + sequence * conv.time : nullptr;
+        const bool seen = conv.time == 0 || same_document(document, from, conv.time - 1);
+        conv.final_state[i] = __float2bfloat16_rn(seen ? value_at(conv, sequence, channel, from) : 0.0f);
+    }
+}
+
+template <int W, int kAhead, int kBlocks>
+void launch_four_taps(const Context& context, const Conv& conv) {
+    const int64_t tasks = conv.batch * div_up(conv.time, kRun) * div_up(conv.channels, kThreads * W);
+    const auto kernel = conv.document ? convolve_four_taps<W, kAhead, kBlocks, true>
+                                      : convolve_four_taps<W, kAhead, kBlocks, false>;
+    kernel<<<narrow<unsigned>(tasks), kThreads, 0, context.stream>>>(conv);
+}
+
+void convolve(const Context& context, const Conv& conv) {
+    const bool vectors = conv.taps == 4 && vectors_fit(conv.rows, conv.pitch) &&
+                         vectors_fit(conv.weight, 0) && vectors_fit(conv.bias, 0) &&
+                         vectors_fit(conv.xbc, conv.channels);
+    if (vectors) {
+        launch_four_taps<4, 8, 6>(context, conv);
+    } else {
+        const int64_t tasks = conv.batch * div_up(conv.time, kRun) * div_up(conv.channels, kThreads);
+        convolve_any<<<narrow<unsigned>(tasks), kThreads, 0, context.stream>>>(conv);
+    }
+    MP_CUDA_LAUNCHED();
+}
+
+}  // namespace
+
+// 8B: 2 * conv_channels read and as much written per token (40 KiB at 10240 channels; the three rows before a
+// run come from cache); 2 * Kc + 4 FLOPs, an exponential and a reciprocal per element.
+void run(const Context& context, const ConvForward& args) {
+    const MambaShape& s = args.shape;
+    const Conv conv{.rows = bf16_data(args.zxbcdt) + s.inner(),
+                    .weight = bf16_data(args.weight),
+                    .bias = bf16_data(args.bias),
+                    .document = args.document.as<int32_t>(),
+                    .initial = bf16_data(args.initial_state),
+                    .xbc = bf16_data(args.xbc),
+                    .final_state = bf16_data(args.final_state),
+                    .batch = args.xbc.size(0),
+                    .time = args.xbc.size(1),
+                    .channels = s.conv_channels(),
+                    .taps = s.conv_kernel,
+                    .pitch = s.projection(),
+                    .reuse = reuse_of(args.xbc.bytes())};
+    if (conv.batch == 0) return;
+    if (conv.time > 0) convolve(context, conv);
+    const int64_t kept = conv.batch * conv.channels * (conv.taps - 1);
+    if (!args.final_state || kept == 0) return;
+    keep_final_state<<<grid_size(div_up(kept, kThreads)), kThreads, 0, context.stream>>>(conv);
+    MP_CUDA_LAUNCHED();
+}
+
+}  // namespace minipuzzle::cuda

@@ -1,0 +1,154 @@
+#include "runtime/weight_stream.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "runtime/layer_reader.h"
+
+namespace minipuzzle {
+
+namespace {
+
+constexpr int64_t kSlots = 2;
+
+double gibibytes(int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
+
+}  // namespace
+
+struct StreamedWeights::State {
+    Backend& backend;
+    Weights weights;
+    std::vector<LayerParameters> layers;  // per layer of the model
+    LayerParameters outside;              // embeddings, final norm, head
+    std::vector<int64_t> order;           // the streamed layers, ascending
+    std::byte *resident = nullptr, *slots = nullptr;
+    int64_t slot_bytes = 0, resident_bytes = 0;
+    std::unique_ptr<LayerReader> reader;
+    std::unique_ptr<CopyQueue> copies;
+    bool overlap = true;
+    // Transfers are counted through all passes: the n-th is layer order[n % size] into slot n % 2.
+    int64_t current = -1, started = 0;
+    CopyQueue::Ticket tickets[kSlots] = {};
+
+    State(Backend& b, const Architecture& architecture)
+        : backend(b), weights(shaped_weights(b, architecture)), layers(architecture.layers.size()) {
+        for_each_parameter(architecture, weights, [&](const ParameterInfo& info, Tensor& tensor) {
+            (info.slot.layer < 0 ? outside : layers[info.slot.layer]).add(info, tensor);
+        });
+    }
+    ~State() {
+        backend.synchronize();
+        // Copies run in order, so after the last one nobody reads the reader's memory.
+        if (started > 0) copies->host_wait(tickets[(started - 1) % kSlots]);
+        reader.reset();
+        copies.reset();
+        if (slots) backend.free(slots);
+        if (resident) backend.free(resident);
+    }
+
+    int64_t layer_of(int64_t transfer) const { return order[transfer % std::ssize(order)]; }
+    std::byte* slot_of(int64_t transfer) const { return slots + transfer % kSlots * slot_bytes; }
+    bool streams(int64_t layer) const { return std::binary_search(order.begin(), order.end(), layer); }
+
+    void choose(int64_t device_bytes);
+    void place_resident(const ParameterSource& source);
+    void start_up_to(int64_t transfer);
+};
+
+// Which layers stay: of each stretch of layers the share that the budget holds, so that they alternate.
+void StreamedWeights::State::choose(int64_t device_bytes) {
+    int64_t all = 0;
+    for (const LayerParameters& layer : layers) {
+        all += layer.bytes();
+        slot_bytes = std::max(slot_bytes, layer.bytes());
+    }
+    const int64_t room = device_bytes - outside.bytes() - kSlots * slot_bytes;
+    if (room < 0)
+        fail_usage(fmt::format(
+            "--weight-memory is {} bytes, but embeddings, head and two layers take {}: give "
+            "at least {:.2f} GiB",
+            device_bytes, device_bytes - room, std::ceil(100 * gibibytes(device_bytes - room)) / 100));
+    const double share = std::min(1.0, static_cast<double>(room) / static_cast<double>(all));
+    double earned = 0;
+    for (std::size_t l = 0; l < layers.size(); ++l) {
+        const double bytes = static_cast<double>(layers[l].bytes());
+        earned += share * bytes;
+        if (share < 1 && earned < bytes)
+            order.push_back(static_cast<int64_t>(l));
+        else
+            earned -= bytes;
+    }
+}
+
+void StreamedWeights::State::place_resident(const ParameterSource& source) {
+    resident_bytes = outside.bytes();
+    for (std::size_t l = 0; l < layers.size(); ++l)
+        if (!streams(static_cast<int64_t>(l))) resident_bytes += layers[l].bytes();
+    resident = backend.allocate(resident_bytes);
+    std::byte* next = resident;
+    const auto place = [&](LayerParameters& parameters) {
+        parameters.place(next);
+        parameters.fill(backend, source);
+        next += parameters.bytes();
+    };
+    place(outside);
+    for (std::size_t l = 0; l < layers.size(); ++l)
+        if (!streams(static_cast<int64_t>(l))) place(layers[l]);
+}
+
+// Starts the transfers up to that one. Each waits for the operations given so far, the last that read its
+// slot among them.
+void StreamedWeights::State::start_up_to(int64_t transfer) {
+    for (; started <= transfer; ++started) {
+        const int64_t layer = layer_of(started);
+        const std::byte* host = reader->acquire(layer);
+        tickets[started % kSlots] = copies->copy(slot_of(started), host, layers[layer].bytes());
+        reader->release(tickets[started % kSlots]);
+    }
+}
+
+StreamedWeights::StreamedWeights(Backend& backend, const Architecture& architecture,
+                                 const ParameterSource& source, StreamFrom from, int64_t device_bytes)
+    : state_(std::make_unique<State>(backend, architecture)) {
+    State& state = *state_;
+    state.choose(device_bytes);
+    state.place_resident(source);
+    if (architecture.tied_embeddings) state.weights.lm_head = state.weights.embeddings;
+    if (state.order.empty()) return;
+    state.slots = backend.allocate(kSlots * state.slot_bytes);
+    state.copies = backend.make_copy_queue();
+    std::vector<LayerParameters> streamed;
+    for (int64_t layer : state.order) streamed.push_back(state.layers[layer]);
+    state.reader = from == StreamFrom::pinned_memory
+                       ? read_from_memory(backend, source, state.order, streamed, state.slots)
+                       : read_ahead(backend, source, state.order, streamed, *state.copies, state.slots);
+}
+StreamedWeights::~StreamedWeights() = default;
+
+const Weights& StreamedWeights::weights() const { return state_->weights; }
+void StreamedWeights::set_overlap(bool overlap) { state_->overlap = overlap; }
+int64_t StreamedWeights::device_bytes() const {
+    return state_->resident_bytes + (state_->slots ? kSlots * state_->slot_bytes : 0);
+}
+int64_t StreamedWeights::streamed_layers() const { return std::ssize(state_->order); }
+int64_t StreamedWeights::streamed_bytes() const {
+    int64_t bytes = 0;
+    for (int64_t layer : state_->order) bytes += state_->layers[layer].bytes();
+    return bytes;
+}
+
+void StreamedWeights::use(int64_t layer) {
+    State& state = *state_;
+    if (!state.streams(layer)) return;
+    if (state.current >= 0 && state.layer_of(state.current) == layer) return;
+    do ++state.current;
+    while (state.layer_of(state.current) != layer);
+    state.start_up_to(state.current);
+    if (state.overlap) state.start_up_to(state.current + 1);
+    state.copies->operations_wait(state.tickets[state.current % kSlots]);
+    state.layers[layer].place(state.slot_of(state.current));
+}
+
+}  // namespace minipuzzle

@@ -1,0 +1,131 @@
+// Whole models on the GPU against the CPU: the two trained minis.
+#include <numeric>
+
+#include "importance/ablation.h"
+#include "runtime/evaluate.h"
+#include "runtime/variant_sweep.h"
+#include "tests/gpu/gpu.h"
+#include "tests/support/minis.h"
+
+using namespace minipuzzle;
+using minipuzzle::testing::cuda_backend;
+
+namespace {
+
+// Spearman's rank correlation; no ties expected.
+double rank_correlation(const std::vector<double>& a, const std::vector<double>& b) {
+    const auto ranks = [](const std::vector<double>& values) {
+        std::vector<std::size_t> order(values.size());
+        std::iota(order.begin(), order.end(), 0);
+        std::sort(order.begin(), order.end(), [&](auto i, auto j) { return values[i] < values[j]; });
+        std::vector<double> rank(values.size());
+        for (std::size_t i = 0; i < order.size(); ++i) rank[order[i]] = static_cast<double>(i);
+        return rank;
+    };
+    const auto x = ranks(a), y = ranks(b);
+    const double n = static_cast<double>(x.size()), middle = (n - 1) / 2;
+    double covariance = 0, variance = 0;
+    for (std::size_t i = 0; i < x.size(); ++i) {
+        covariance += (x[i] - middle) * (y[i] - middle);
+        variance += (x[i] - middle) * (x[i] - middle);
+    }
+    return covariance / variance;
+}
+
+std::vector<StudentPlan> leave_one_out(const Architecture& architecture) {
+    std::vector<StudentPlan> plans(architecture.layers.size());
+    for (std::size_t l = 0; l < plans.size(); ++l) plans[l].drop = {static_cast<int64_t>(l)};
+    return plans;
+}
+
+SweepResult sweep_of(Backend& backend, const test::Mini& mini, WeightSource weights,
+                     const std::vector<StudentPlan>& plans) {
+    return sweep(backend, mini.checkpoint.architecture(), weights, plans, nullptr, mini.corpus, mini.windows,
+                 {});
+}
+
+// The device budget that leaves about half of the layers to be streamed.
+int64_t half_resident(const WeightMemory& weights) { return weights.bytes() * 6 / 10; }
+
+}  // namespace
+
+TEST_CASE("the minis on CUDA agree with the CPU in logits, loss and the ranking of layers", "[gpu]") {
+    Backend* gpu = cuda_backend();
+    if (!gpu) return;
+    const auto cpu = make_cpu_backend(DType::f32, 0);
+    for (const char* name : {"mini-20", "mini-52"}) {
+        CAPTURE(name);
+        const test::Mini on_cpu(*cpu, name), on_gpu(*gpu, name);
+        const Architecture& architecture = on_cpu.checkpoint.architecture();
+
+        const double reference = on_cpu.reference["base"]["loss"];
+        const Evaluation evaluation = evaluate(*gpu, {architecture, on_gpu.weights.weights()}, nullptr,
+                                               on_gpu.corpus, on_gpu.windows, {});
+        CHECK(std::abs(evaluation.loss - reference) < 5e-4);
+
+        // Mean KL(CPU || CUDA) of the logits over one window.
+        const std::vector<int32_t>& row = on_cpu.corpus.documents()[0].tokens;
+        const std::vector<int32_t> tokens(row.begin(), row.begin() + 512);
+        const auto expected = logits_of(*cpu, {architecture, on_cpu.weights.weights()}, tokens);
+        const auto got = logits_of(*gpu, {architecture, on_gpu.weights.weights()}, tokens);
+        double kl = 0;
+        const int64_t vocab = architecture.vocab, rows = static_cast<int64_t>(tokens.size());
+        for (int64_t t = 0; t < rows; ++t) {
+            const float *p = &expected[t * vocab], *q = &got[t * vocab];
+            double sum_p = 0, sum_q = 0;
+            for (int64_t v = 0; v < vocab; ++v) sum_p += std::exp(p[v]), sum_q += std::exp(q[v]);
+            for (int64_t v = 0; v < vocab; ++v)
+                kl += std::exp(p[v]) / sum_p * ((p[v] - std::log(sum_p)) - (q[v] - std::log(sum_q)));
+        }
+        CHECK(kl / static_cast<double>(rows) <= 3e-4);
+
+        std::vector<double> reference_deltas, deltas;
+        const SweepResult scores =
+            sweep_of(*gpu, on_gpu, on_gpu.weights.weights(), leave_one_out(architecture));
+        const double base = mean(scores.base.loss, scores.tokens);
+        for (std::size_t l = 0; l < architecture.layers.size(); ++l) {
+            deltas.push_back(mean(scores.variants[l].loss, scores.tokens) - base);
+            reference_deltas.push_back(on_cpu.reference["ablation"][l]["loss"].get<double>() - reference);
+        }
+        CHECK(rank_correlation(deltas, reference_deltas) >= 0.998);
+        WARN(name << ": loss " << evaluation.loss << " (reference " << reference << "), KL of logits "
+                  << kl / static_cast<double>(rows) << ", Spearman of loss_delta "
+                  << rank_correlation(deltas, reference_deltas));
+    }
+}
+
+TEST_CASE("each row of a sweep has the bits of that student alone, resident and streamed", "[gpu]") {
+    Backend* gpu = cuda_backend();
+    if (!gpu) return;
+    for (const char* name : {"mini-20", "mini-52"}) {
+        CAPTURE(name);
+        const test::Mini mini(*gpu, name);
+        const Architecture& architecture = mini.checkpoint.architecture();
+        const auto plans = leave_one_out(architecture);
+        const SweepResult together = sweep_of(*gpu, mini, mini.weights.weights(), plans);
+        const SweepResult again = sweep_of(*gpu, mini, mini.weights.weights(), plans);
+        const auto source = checkpoint_source(mini.checkpoint);
+        StreamedWeights streamed(*gpu, architecture, *source, StreamFrom::source,
+                                 half_resident(mini.weights));
+        CHECK(streamed.streamed_layers() > 4);
+        const SweepResult from_stream = sweep_of(*gpu, mini, streamed, plans);
+        CHECK(again.base.loss == together.base.loss);
+        CHECK(from_stream.base.loss == together.base.loss);
+        for (std::size_t l = 0; l < plans.size(); ++l) {
+            CAPTURE(l);
+            CHECK(again.variants[l].loss == together.variants[l].loss);
+            CHECK(again.variants[l].kl == together.variants[l].kl);
+            CHECK(from_stream.variants[l].loss == together.variants[l].loss);
+            CHECK(from_stream.variants[l].hidden_mse == together.variants[l].hidden_mse);
+
+            // The student as a model of its own, one window at a time.
+            Architecture student = student_architecture(architecture, plans[l]);
+            Weights kept = mini.weights.weights();
+            kept.layers.erase(kept.layers.begin() + static_cast<std::ptrdiff_t>(l));
+            const std::vector<Window> some(mini.windows.begin(), mini.windows.begin() + 3);
+            const Evaluation alone = evaluate(*gpu, {student, kept}, nullptr, mini.corpus, some, {});
+            for (std::size_t w = 0; w < some.size(); ++w)
+                CHECK(alone.per_sequence_loss[w] == together.variants[l].loss[w]);
+        }
+    }
+}

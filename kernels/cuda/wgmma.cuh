@@ -47,12 +47,18 @@ __device__ inline void barrier_wait(uint32_t barrier, uint32_t parity) {
 __device__ inline void named_barrier(int id, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
-// Adds 1 to a counter in shared memory and returns what was there; orders the memory accesses around it.
+// Adds 1 to a counter in shared memory and returns what was there. Relaxed: enough to say that reads are done, as their
+// values have arrived.
 __device__ inline uint32_t count_up(uint32_t counter) {
     uint32_t before;
-    asm volatile("atom.acq_rel.cta.shared::cta.add.u32 %0, [%1], 1;" : "=r"(before) : "r"(counter) : "memory");
+    asm volatile("atom.relaxed.cta.shared::cta.add.u32 %0, [%1], 1;" : "=r"(before) : "r"(counter) : "memory");
     return before;
 }
+
+// Where the kernel before in the stream may still run (programmatic dependent launch): waits until it is done and its
+// writes are seen; and lets the kernel after start.
+__device__ inline void wait_for_kernel_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+__device__ inline void let_next_kernel_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 // What this thread wrote to shared memory by ordinary stores becomes visible to wgmma and the copy engine (after a
 // barrier, for other threads' use of them).
 __device__ inline void fence_async_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
@@ -182,7 +188,7 @@ struct Wgmma;
 #define MP_OUT_128(d, i) MP_OUT_64(d, i), MP_OUT_64(d, i + 64)
 
 // `k0` ... number the operands behind the `registers` accumulators.
-#define MP_DEFINE_WGMMA(columns, registers, k0, k1, k2, k3, k4, k5, k6)                                               \
+#define MP_DEFINE_WGMMA(columns, registers, k0, k1, k2, k3, k4, k5, k6, k7)                                               \
     template <>                                                                                                       \
     struct Wgmma<columns> {                                                                                           \
         /* A and B in shared memory, both K major. */                                                                 \
@@ -194,21 +200,23 @@ struct Wgmma;
                 : MP_OUT_##registers(d, 0)                                                                            \
                 : "r"(a.low), "r"(a.high), "r"(b.low), "r"(b.high), "r"(accumulate));                                 \
         }                                                                                                             \
-        /* A in registers, B in shared memory contiguous along N. */                                                  \
+        /* A in registers, B in shared memory: kAlongN says contiguous along N, else K major. */                      \
+        template <bool kAlongN>                                                                                       \
         static __device__ void registers_by_shared(float* d, const uint32_t (&a)[4], Descriptor b, int accumulate) {  \
             asm volatile(                                                                                             \
                 "{\n.reg .pred p;\n.reg .b64 b;\nsetp.ne.b32 p, %" #k6 ", 0;\nmov.b64 b, {%" #k4 ", %" #k5            \
                 "};\nwgmma.mma_async.sync.aligned.m64n" #columns "k16.f32.bf16.bf16 {" MP_NAMES_##registers           \
-                "}, {%" #k0 ", %" #k1 ", %" #k2 ", %" #k3 "}, b, p, 1, 1, 1;\n}\n"                                    \
+                "}, {%" #k0 ", %" #k1 ", %" #k2 ", %" #k3 "}, b, p, 1, 1, %" #k7 ";\n}\n"                             \
                 : MP_OUT_##registers(d, 0)                                                                            \
-                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.low), "r"(b.high), "r"(accumulate));              \
+                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.low), "r"(b.high), "r"(accumulate),               \
+                  "n"(kAlongN ? 1 : 0));                                                                              \
         }                                                                                                             \
     }
 
-MP_DEFINE_WGMMA(16, 8, 8, 9, 10, 11, 12, 13, 14);
-MP_DEFINE_WGMMA(32, 16, 16, 17, 18, 19, 20, 21, 22);
-MP_DEFINE_WGMMA(64, 32, 32, 33, 34, 35, 36, 37, 38);
-MP_DEFINE_WGMMA(128, 64, 64, 65, 66, 67, 68, 69, 70);
-MP_DEFINE_WGMMA(256, 128, 128, 129, 130, 131, 132, 133, 134);
+MP_DEFINE_WGMMA(16, 8, 8, 9, 10, 11, 12, 13, 14, 15);
+MP_DEFINE_WGMMA(32, 16, 16, 17, 18, 19, 20, 21, 22, 23);
+MP_DEFINE_WGMMA(64, 32, 32, 33, 34, 35, 36, 37, 38, 39);
+MP_DEFINE_WGMMA(128, 64, 64, 65, 66, 67, 68, 69, 70, 71);
+MP_DEFINE_WGMMA(256, 128, 128, 129, 130, 131, 132, 133, 134, 135);
 
 }  // namespace minipuzzle::cuda::sm90

@@ -148,7 +148,7 @@ __device__ void add_up(double (&sums)[kSums]) {
     }
 }
 
-// A whole row's softmax out of the threads': sums[0] becomes this thread's share of the sum, relative to the
+// A whole row's softmax out of the threads': `share` becomes this thread's part of the sum, relative to the
 // shift that is returned.
 template <int kThreads>
 __device__ float combine(OnlineSoftmax& row, double& share) {

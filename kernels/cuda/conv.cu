@@ -50,15 +50,44 @@ __device__ float value_at(const Conv& conv, int64_t sequence, int64_t channel, i
     return __bfloat162float(conv.initial[(sequence * conv.channels + channel) * kept + kept + from]);
 }
 
-// weight[k][j] of channel j, from [W, taps] as it lies in memory.
+// Four taps over W channels of one thread. The last four values of each channel are a ring, indexed by the
+// token's place in groups of four.
 template <int W>
-__device__ void load_four_taps(const bf16* from, float (&weight)[4][W]) {
-    float flat[4][W];
+struct FourTaps {
+    static constexpr int kTaps = 4;
+    float weight[kTaps][W], bias[W] = {}, ring[kTaps][W];
+
+    // From [W, taps] as it lies in memory.
+    __device__ void load_weight(const bf16* from) {
+        float flat[kTaps][W];
 #pragma unroll
-    for (int part = 0; part < 4; ++part) unpack(load<W, Reuse::again>(from + part * W), flat[part]);
+        for (int part = 0; part < kTaps; ++part) unpack(load<W, Reuse::again>(from + part * W), flat[part]);
 #pragma unroll
-    for (int i = 0; i < 4 * W; ++i) weight[i % 4][i / 4] = flat[i / W][i % W];
-}
+        for (int i = 0; i < kTaps * W; ++i) weight[i % kTaps][i / kTaps] = flat[i / W][i % W];
+    }
+    // Everything but the value at `place` is of another document.
+    __device__ void forget_others(int place) {
+#pragma unroll
+        for (int k = 1; k < kTaps; ++k) forget((place + k) % kTaps);
+    }
+    __device__ void forget(int place) {
+#pragma unroll
+        for (int j = 0; j < W; ++j) ring[place][j] = 0;
+    }
+    // Takes in the token of this place.
+    __device__ Packed<W> next(const Packed<W>& token, int place) {
+        unpack(token, ring[place]);
+        float v[W];
+#pragma unroll
+        for (int j = 0; j < W; ++j) {
+            v[j] = bias[j];
+#pragma unroll
+            for (int k = 0; k < kTaps; ++k) v[j] = fmaf(weight[k][j], ring[(place + 1 + k) % kTaps][j], v[j]);
+            v[j] = silu(v[j]);
+        }
+        return pack(v);
+    }
+};
 
 // Bit u: token `begin` + u of the run starts another document than the token before it. Asked by whole warps.
 __device__ uint32_t document_starts(const int32_t* document, const Task& task) {
@@ -68,16 +97,38 @@ __device__ uint32_t document_starts(const int32_t* document, const Task& task) {
     return __ballot_sync(0xffffffffu, starts);
 }
 
-// Four taps, W channels per thread. The last four values of each channel are a ring in registers, indexed by
-// the token's place in a group of kAhead; as many rows are under way in front of it. kBlocks blocks fit a
-// multiprocessor.
-template <int W, int kAhead, int kBlocks, bool kDocuments>
+// Follows `count` tokens (kWhole: kRun of them); the rows of kAhead tokens are under way in front of the one
+// worked on.
+template <int W, int kAhead, bool kDocuments, bool kWhole, Reuse kReuse>
+__device__ void follow_run(FourTaps<W>& taps, Packed<W> (&ahead)[kAhead], const bf16* from, bf16* to,
+                           int64_t pitch, int64_t out_pitch, int count, uint32_t starts) {
+    static_assert(kAhead % FourTaps<W>::kTaps == 0 && kRun % kAhead == 0);
+    from += kAhead * pitch;
+#pragma unroll 1
+    for (int group = 0; group < (kWhole ? kRun : count); group += kAhead) {
+#pragma unroll
+        for (int u = 0; u < kAhead; ++u) {
+            if (!kWhole && group + u >= count) return;
+            const int place = u % FourTaps<W>::kTaps;
+            if (kDocuments && (starts >> u & 1)) taps.forget_others(place);
+            const Packed<W> token = ahead[u];
+            if (kWhole ? group + kAhead < kRun : group + kAhead + u < count)
+                ahead[u] = load<W, Reuse::again>(from);
+            store<W>(to, taps.next(token, place), kReuse);
+            from += pitch;
+            to += out_pitch;
+        }
+        starts >>= kAhead;
+    }
+}
+
+// A run of one sequence over W channels per thread. kBlocks blocks fit a multiprocessor.
+template <int W, int kAhead, int kBlocks, bool kDocuments, Reuse kReuse>
 __global__ void __launch_bounds__(kThreads, kBlocks) convolve_four_taps(const Conv conv) {
-    constexpr int kTaps = 4;
-    static_assert(kAhead % kTaps == 0 && kRun % kAhead == 0);
+    constexpr int kTaps = FourTaps<W>::kTaps;
     const Task task = task_of(conv, blockIdx.x, kThreads * W);
     const int32_t* document = kDocuments ? conv.document + task.sequence * conv.time : nullptr;
-    uint32_t starts = kDocuments ? document_starts(document, task) : 0;
+    const uint32_t starts = kDocuments ? document_starts(document, task) : 0;
     const int64_t channel = task.first_channel + int64_t{threadIdx.x} * W;
     if (channel >= conv.channels) return;
 
@@ -91,50 +142,26 @@ __global__ void __launch_bounds__(kThreads, kBlocks) convolve_four_taps(const Co
         if (u < count) ahead[u] = load<W, Reuse::again>(from + u * conv.pitch);
     }
 
-    float weight[kTaps][W], bias[W] = {}, ring[kTaps][W];
-    load_four_taps(conv.weight + channel * kTaps, weight);
-    if (conv.bias) unpack(load<W, Reuse::again>(conv.bias + channel), bias);
+    FourTaps<W> taps;
+    taps.load_weight(conv.weight + channel * kTaps);
+    if (conv.bias) unpack(load<W, Reuse::again>(conv.bias + channel), taps.bias);
 #pragma unroll
     for (int k = 1; k < kTaps; ++k) {  // the token that has place k lies kTaps - k before the run
         if (task.begin > 0) {
-            unpack(load<W, Reuse::again>(from + (k - kTaps) * conv.pitch), ring[k]);
+            unpack(load<W, Reuse::again>(from + (k - kTaps) * conv.pitch), taps.ring[k]);
         } else {
 #pragma unroll
-            for (int j = 0; j < W; ++j) ring[k][j] = value_at(conv, task.sequence, channel + j, k - kTaps);
+            for (int j = 0; j < W; ++j)
+                taps.ring[k][j] = value_at(conv, task.sequence, channel + j, k - kTaps);
         }
-        if (kDocuments && !same_document(document, task.begin + k - kTaps, task.begin)) {
-#pragma unroll
-            for (int j = 0; j < W; ++j) ring[k][j] = 0;
-        }
+        if (kDocuments && !same_document(document, task.begin + k - kTaps, task.begin)) taps.forget(k);
     }
-
-    for (int group = 0; group < count; group += kAhead) {
-        from += kAhead * conv.pitch;
-#pragma unroll
-        for (int u = 0; u < kAhead; ++u) {
-            if (group + u >= count) break;
-            if (kDocuments && (starts >> u & 1)) {  // nothing older is seen from here on
-#pragma unroll
-                for (int k = 1; k < kTaps; ++k) {
-#pragma unroll
-                    for (int j = 0; j < W; ++j) ring[(u + k) % kTaps][j] = 0;
-                }
-            }
-            unpack(ahead[u], ring[u % kTaps]);
-            if (group + u + kAhead < count) ahead[u] = load<W, Reuse::again>(from + u * conv.pitch);
-            float v[W];
-#pragma unroll
-            for (int j = 0; j < W; ++j) {
-                v[j] = bias[j];
-#pragma unroll
-                for (int k = 0; k < kTaps; ++k) v[j] = fmaf(weight[k][j], ring[(u + 1 + k) % kTaps][j], v[j]);
-                v[j] = silu(v[j]);
-            }
-            store(to, pack(v), conv.reuse);
-            to += conv.channels;
-        }
-        starts >>= kAhead;
-    }
+    if (count == kRun)
+        follow_run<W, kAhead, kDocuments, true, kReuse>(taps, ahead, from, to, conv.pitch, conv.channels,
+                                                        count, starts);
+    else
+        follow_run<W, kAhead, kDocuments, false, kReuse>(taps, ahead, from, to, conv.pitch, conv.channels,
+                                                         count, starts);
 }
 
 // Any number of taps, any alignment: a channel per thread. The same sums in the same order.
@@ -169,11 +196,11 @@ __global__ void __launch_bounds__(kThreads) keep_final_state(const Conv conv) {
     }
 }
 
-template <int W, int kAhead, int kBlocks>
+template <int W, int kAhead, int kBlocks, Reuse kReuse>
 void launch_four_taps(const Context& context, const Conv& conv) {
     const int64_t tasks = conv.batch * div_up(conv.time, kRun) * div_up(conv.channels, kThreads * W);
-    const auto kernel = conv.document ? convolve_four_taps<W, kAhead, kBlocks, true>
-                                      : convolve_four_taps<W, kAhead, kBlocks, false>;
+    const auto kernel = conv.document ? convolve_four_taps<W, kAhead, kBlocks, true, kReuse>
+                                      : convolve_four_taps<W, kAhead, kBlocks, false, kReuse>;
     kernel<<<narrow<unsigned>(tasks), kThreads, 0, context.stream>>>(conv);
 }
 
@@ -182,7 +209,9 @@ void convolve(const Context& context, const Conv& conv) {
                          vectors_fit(conv.weight, 0) && vectors_fit(conv.bias, 0) &&
                          vectors_fit(conv.xbc, conv.channels);
     if (vectors) {
-        launch_four_taps<4, 8, 6>(context, conv);
+        const auto launch = conv.reuse == Reuse::once ? launch_four_taps<4, 8, 6, Reuse::once>
+                                                      : launch_four_taps<4, 8, 6, Reuse::again>;
+        launch(context, conv);
     } else {
         const int64_t tasks = conv.batch * div_up(conv.time, kRun) * div_up(conv.channels, kThreads);
         convolve_any<<<narrow<unsigned>(tasks), kThreads, 0, context.stream>>>(conv);

@@ -87,7 +87,7 @@ Kernel held_kernel(const RowLayout& layout) {
     constexpr Kernel kWarpKernels[] = {normalise_held<1, true>, normalise_held<2, true>,
                                        normalise_held<3, true>, normalise_held<4, true>};
     if (layout.one_warp()) return kWarpKernels[layout.held - 1];
-    return layout.held == 3 ? Kernel(normalise_held<3, false>) : Kernel(normalise_held<4, false>);
+    return layout.held == 2 ? Kernel(normalise_held<2, false>) : Kernel(normalise_held<4, false>);
 }
 
 }  // namespace

@@ -157,7 +157,7 @@ __device__ inline T row_sum(T value, T* partials) {
 // How a row of `vectors` vectors of 8 is spread: thread i of `threads` holds vectors i, i + threads, ...;
 // depends on the row's length alone, as does the order of sums over it. threads 0: too long to be held.
 struct RowLayout {
-    static constexpr int kMostHeld = 4, kMostThreads = 512, kBlockThreads = 256;
+    static constexpr int kMostThreads = 512, kBlockThreads = 256;
     int held = 0, threads = 0;
 
     bool fits() const { return threads > 0; }
@@ -166,17 +166,16 @@ struct RowLayout {
     int together() const { return std::max(1, kBlockThreads / threads); }
 };
 
+// A warp holds up to 4 vectors a lane; longer rows are spread over more threads of 2 vectors each, the
+// longest of 4.
 inline RowLayout row_layout(int64_t vectors) {
-    if (vectors <= kWarp * RowLayout::kMostHeld)
-        return {.held = static_cast<int>(div_up(std::max<int64_t>(vectors, 1), kWarp)), .threads = kWarp};
-    RowLayout best;
-    for (int held = RowLayout::kMostHeld; held >= 3; --held) {
-        const int64_t threads = div_up(div_up(vectors, held), kWarp) * kWarp;
-        const bool fewer_idle = !best.fits() || threads * held < int64_t{best.threads} * best.held;
-        if (threads <= RowLayout::kMostThreads && fewer_idle)
-            best = {.held = held, .threads = static_cast<int>(threads)};
+    const auto warps = [&](int held) { return div_up(vectors, int64_t{held} * kWarp); };
+    if (warps(4) <= 1) return {.held = std::max(1, static_cast<int>(warps(1))), .threads = kWarp};
+    for (const int held : {2, 4}) {
+        const int64_t threads = warps(held) * kWarp;
+        if (threads <= RowLayout::kMostThreads) return {.held = held, .threads = static_cast<int>(threads)};
     }
-    return best;
+    return {};
 }
 
 }  // namespace minipuzzle::cuda

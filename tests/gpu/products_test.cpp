@@ -123,9 +123,9 @@ TEST_CASE("a row of a product depends on that row alone", "[gpu]") {
         bool residual;
     };
     for (const Case& c : {Case{4096, 18560, DType::bf16, false}, Case{8192, 4096, DType::bf16, true},
-                          Case{21504, 4096, DType::bf16, true}, Case{4096, 24000, DType::f32, false},
-                          Case{256, 1104, DType::bf16, false}, Case{192, 256, DType::f32, false},
-                          Case{33, 57, DType::bf16, true}}) {
+                          Case{21504, 4096, DType::bf16, true}, Case{4096, 8192, DType::bf16, true},
+                          Case{4096, 24000, DType::f32, false}, Case{256, 1104, DType::bf16, false},
+                          Case{192, 256, DType::f32, false}, Case{33, 57, DType::bf16, true}}) {
         CAPTURE(c.inputs, c.outputs, info(c.type).name, c.residual);
         const DeviceTensor weight(*gpu, DType::bf16, {c.outputs, c.inputs});
         gpu->run(RandomNormal{.out = weight, .key = 5, .scale = 1 / std::sqrt(c.inputs)});
@@ -153,6 +153,10 @@ TEST_CASE("a row of a product depends on that row alone", "[gpu]") {
                 if (row_bytes(*gpu, out, row) != expected) FAIL("row " << row << " differs");
             CHECK(row_bytes(*gpu, out, rows - 1) == expected);
         }
+        if (!c.residual) continue;
+        gpu->run(LinearForward{.x = x, .weight = weight, .residual = residual, .out = residual});
+        for (const int64_t row : {int64_t{0}, kRows / 2, kRows - 1})
+            CHECK(row_bytes(*gpu, residual, row) == expected);
     }
 }
 

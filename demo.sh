@@ -5,7 +5,7 @@ cd "$(dirname "$0")"
 source .ci/setup.sh
 
 install_missing "${packages[@]}"
-build cpu minipuzzle
+build release minipuzzle
 say "compressing configs/demo/model to 84 % of its memory; everything goes to demo-out/"
 started=$SECONDS
 build/minipuzzle run configs/recipes/demo.yaml --resume

@@ -5,6 +5,6 @@ cd "$(dirname "$0")"
 source .ci/setup.sh
 
 install_missing "${packages[@]}"
-build cpu
+build release
 say "testing"
-ctest --preset cpu --output-junit "$PWD/build/tests.xml" "$@"
+ctest --preset release --output-junit "$PWD/build/tests.xml" "$@"

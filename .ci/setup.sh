@@ -37,7 +37,8 @@ install_missing() {
 # build PRESET [TARGET]: configures and builds; ccache is used where it is installed.
 build() {
     local preset=$1 target=${2:-all} launcher=()
-    command -v ccache >/dev/null && launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
+    command -v ccache >/dev/null &&
+        launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache -DCMAKE_CUDA_COMPILER_LAUNCHER=ccache)
     say "building (preset $preset, target $target)"
     cmake --preset "$preset" "${launcher[@]}" >/dev/null
     cmake --build --preset "$preset" --target "$target"

@@ -144,16 +144,16 @@ std::string text_of(const Limits& limits) {
 }
 
 std::string text_of(const std::vector<Measured>& all, const Limits& limits) {
-    Table table({"operation", "shape", "ms", "rate", "of limit", "check", "error", "allowed"});
+    Table table({"operation", "ms", "rate", "of limit", "check", "error", "allowed"});
     for (const Measured& each : all) {
         if (!each.timing) {
-            table.add({each.operation, each.shape, "-", "-", "-",
+            table.add({each.operation + " " + each.shape, "-", "-", "-",
                        fmt::format("needs {}", format_bytes(each.needs.bytes + each.needs.scratch)), "-",
                        "-"});
             continue;
         }
         const Rate rate(limits, each.needs, *each.timing);
-        table.add({each.operation, each.shape, fmt::format("{:.4g}", each.timing->ms),
+        table.add({each.operation + " " + each.shape, fmt::format("{:.4g}", each.timing->ms),
                    fmt::format("{:.4g} {}", rate.value, rate.unit()),
                    fmt::format("{:.0f} %", 100 * rate.share), each.check.passed() ? "PASS" : "FAIL",
                    fmt::format("{:.1e}", each.check.error), fmt::format("{:.0e}", each.check.tolerance)});

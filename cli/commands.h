@@ -111,10 +111,15 @@ struct EvalCommand : Command {
 };
 
 struct BenchCommand : Command {
-    std::string what, match;
+    std::string what, match, model;
+    WeightOptions weights;
+    int64_t prefill = 8192, batch = 1;
+    bool sweep = false;
 
     const char* name() const override { return "bench"; }
-    const char* help() const override { return "Measure the operations of this device against its limits"; }
+    const char* help() const override {
+        return "Time a model's forward pass, or each operation against the limits of the device";
+    }
     OptionTable options() override;
     CommandResult run(const Context& context) override;
 };

@@ -76,6 +76,10 @@ WeightSource OpenedModel::weights() const {
     return resident_ ? WeightSource(resident_->weights()) : WeightSource(*streamed_);
 }
 
+int64_t OpenedModel::device_bytes() const {
+    return resident_ ? resident_->bytes() : streamed_->device_bytes();
+}
+
 ModelIdentity OpenedModel::identity(bool full_hash) const {
     if (checkpoint_) return checkpoint_->identity(full_hash);
     return {.path = name_,

@@ -26,6 +26,7 @@ class OpenedModel {
     WeightSource weights() const;
     // The streamed weights; null where all lie on the device.
     StreamedWeights* streamed() const { return streamed_.get(); }
+    int64_t device_bytes() const;  // that the weights take
     ModelIdentity identity(bool full_hash = false) const;
     // For its data: with the folder's tokenizer, or for rows of tokens only.
     DataReader reader() const;

@@ -1,5 +1,5 @@
-# Decides whether the CUDA backend is built: MINIPUZZLE_HAVE_CUDA. AUTO builds it where nvcc and the headers of cuDNN
-# and cudnn-frontend are found; ON makes their absence an error.
+# Decides whether the CUDA backend is built: MINIPUZZLE_HAVE_CUDA. AUTO builds it where nvcc and the headers of
+# cuBLAS and cuDNN are found; ON makes their absence an error. Only headers: both libraries are opened at first use.
 #
 # CMake 3.25 does not know C++20 for nvcc (it silently takes C++17), so the standard is given as an option and
 # CMAKE_CUDA_STANDARD stays unset. CUDA::cuda_driver is never linked: the program would not start without a driver.
@@ -24,6 +24,19 @@ if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
 endif()
 enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)
+
+find_path(CUBLAS_INCLUDE_DIR cublasLt.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
+find_path(CUDNN_INCLUDE_DIR cudnn_graph.h HINTS ${CUDAToolkit_INCLUDE_DIRS} $ENV{CUDNN_HOME}/include)
+if(NOT CUBLAS_INCLUDE_DIR OR NOT CUDNN_INCLUDE_DIR)
+  set(missing "the headers of cuBLAS (cublasLt.h) or cuDNN 9 (cudnn_graph.h) were not found: install libcublas-dev-13-* \
+and libcudnn9-dev-cuda-13, or set CUBLAS_INCLUDE_DIR and CUDNN_INCLUDE_DIR")
+  if(MINIPUZZLE_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "MINIPUZZLE_CUDA is ON, but ${missing}")
+  endif()
+  message(WARNING "Building for the CPU only: ${missing}")
+  return()
+endif()
+
 # What every CUDA source is compiled with; warnings are errors here too.
 add_compile_options($<$<COMPILE_LANGUAGE:CUDA>:-std=c++20>
                     $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr>

@@ -85,8 +85,8 @@ class MeasuredRunner {
         const int64_t bytes = dry_run(wiring);
         return bytes + dry_backend_->scratch_bytes();
     }
-    // Bytes of the largest arena so far.
-    int64_t peak() const { return arena_ ? arena_->capacity() : 0; }
+    // Bytes of the largest arena so far, and of scratch.
+    int64_t peak() const { return (arena_ ? arena_->capacity() : 0) + dry_backend_->scratch_bytes(); }
     // What the last dry run took, largest first.
     const std::string& table() const { return table_; }
 

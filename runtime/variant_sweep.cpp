@@ -213,6 +213,7 @@ int64_t VariantSweep::batch_tokens(const std::vector<Window>& windows) {
     return std::clamp((int64_t{1} << 30) / bytes_per_token, int64_t{512}, int64_t{4096});
 }
 
+int64_t VariantSweep::memory_bytes() const { return state_->runner.peak(); }
 const std::string& VariantSweep::memory_table() const { return state_->runner.table(); }
 
 namespace {

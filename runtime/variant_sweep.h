@@ -64,7 +64,8 @@ class VariantSweep {
     // Tokens a batch of these windows should hold. On the host so many that the live states take about a
     // gibibyte, between 512 and 4096 (what an interrupted run loses at most); on a device what fits.
     int64_t batch_tokens(const std::vector<Window>& windows);
-    // The arena's peak by name, of the last batch.
+    // Bytes of arena and scratch that the largest batch took, and the last one's by name.
+    int64_t memory_bytes() const;
     const std::string& memory_table() const;
 
   private:

@@ -11,8 +11,7 @@ namespace minipuzzle::cuda {
 
 // Keeps cuDNN's handle and one plan per (T, heads, kv_heads, head_dim, with lse?). A plan is always for one
 // sequence and is launched once per sequence of the batch, so that a sequence's bits never depend on the
-// batch. The first run of a shape builds its plan (about a tenth of a second); cuDNN is opened when the first
-// is built.
+// batch. The first run of a shape builds its plan (up to a second); cuDNN is opened for the first plan.
 class Attention {
   public:
     Attention();

@@ -30,8 +30,7 @@ constexpr float kLog2E = 1.44269504f;
 constexpr float kLowest = -2e38f;
 constexpr int kWarp = 32;
 
-// ---- a thread's part of a row
-// ----------------------------------------------------------------------------------
+// ---- a thread's part of a row -------------------------------------------------------------------
 
 __device__ float power_of_two(float x) {
     float y;
@@ -104,8 +103,7 @@ struct OnlineSoftmax {
     }
 };
 
-// ---- threads combined
-// ------------------------------------------------------------------------------------------
+// ---- threads combined ---------------------------------------------------------------------------
 
 // The block's largest logit and its lowest column, in every thread.
 template <int kThreads>
@@ -150,7 +148,7 @@ __device__ void add_up(double (&sums)[kSums]) {
     }
 }
 
-// A whole row's softmax out of the threads': sums[0] becomes this thread's share of the sum, relative to the
+// A whole row's softmax out of the threads': `share` becomes this thread's part of the sum, relative to the
 // shift that is returned.
 template <int kThreads>
 __device__ float combine(OnlineSoftmax& row, double& share) {
@@ -169,8 +167,7 @@ __device__ void set(float* out, int64_t row, double value) {
     if (out) out[row] = static_cast<float>(value);
 }
 
-// ---- the base's rows
-// -------------------------------------------------------------------------------------------
+// ---- the base's rows ----------------------------------------------------------------------------
 
 struct BaseStatistics {
     double lse;  // natural
@@ -219,8 +216,7 @@ __global__ void __launch_bounds__(kThreads) compare_base(BaseRows args) {
     set(args.power, r, sums[1]);
 }
 
-// ---- a variant's rows
-// ------------------------------------------------------------------------------------------
+// ---- a variant's rows ---------------------------------------------------------------------------
 
 struct VariantRows {
     const float *logits, *base_logits;  // [rows, vocabulary]
@@ -288,8 +284,7 @@ __global__ void __launch_bounds__(kThreads) compare_variant(VariantRows args) {
     if (threadIdx.x == 0) write_variant(args, r, natural_lse(shift, sums[0]), row.argmax, sums);
 }
 
-// ---- hidden states
-// ---------------------------------------------------------------------------------------------
+// ---- hidden states ------------------------------------------------------------------------------
 
 struct HiddenRows {
     const __nv_bfloat16 *hidden, *base;  // [rows, width]
@@ -343,8 +338,7 @@ __global__ void __launch_bounds__(kHiddenThreads) compare_hidden(HiddenRows args
     set(args.cosine, r, norms != 0 ? sums[3] / norms : 0);
 }
 
-// ---- launchers
-// -------------------------------------------------------------------------------------------------
+// ---- launchers ----------------------------------------------------------------------------------
 
 // Rows of a chunk: as many as kChunkBytes hold, a multiple of 128 where that many fit.
 int64_t chunk_rows(int64_t vocabulary) {

@@ -6,7 +6,7 @@ namespace minipuzzle::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kRun = 32;  // tokens that one thread follows
+constexpr int kRun = 32;  // tokens that one thread follows: as many as a warp has lanes
 
 // What the kernels read and write. The x|B|C part of a row begins at `rows`.
 struct Conv {
@@ -16,6 +16,7 @@ struct Conv {
     const bf16* initial;        // [batch, channels, taps-1] or null
     bf16 *xbc, *final_state;    // [batch, time, channels], [batch, channels, taps-1] or null
     int64_t batch, time, channels, taps, pitch;
+    Reuse reuse;  // of xbc
 };
 
 // One sequence's share, and a run of its tokens over a block of channels.
@@ -23,7 +24,8 @@ struct Task {
     int64_t sequence, begin, end, first_channel;
 };
 
-// Neighbouring tasks are neighbouring channels, then neighbouring runs, so that what two runs both read is in cache.
+// Neighbouring tasks are neighbouring channels, then neighbouring runs, so that what two runs both read is in
+// cache.
 __device__ Task task_of(const Conv& conv, int64_t index, int64_t channels_per_task) {
     const int64_t channel_blocks = (conv.channels + channels_per_task - 1) / channels_per_task;
     const int64_t runs = (conv.time + kRun - 1) / kRun;
@@ -34,7 +36,8 @@ __device__ Task task_of(const Conv& conv, int64_t index, int64_t channels_per_ta
             .first_channel = index % channel_blocks * channels_per_task};
 }
 
-// Whether tokens `from` <= t of a sequence see each other; positions before the row belong to its first document.
+// Whether tokens `from` <= t of a sequence see each other; positions before the row belong to its first
+// document.
 __device__ bool same_document(const int32_t* document, int64_t from, int64_t t) {
     return !document || document[max(from, int64_t{0})] == document[t];
 }
@@ -47,91 +50,118 @@ __device__ float value_at(const Conv& conv, int64_t sequence, int64_t channel, i
     return __bfloat162float(conv.initial[(sequence * conv.channels + channel) * kept + kept + from]);
 }
 
-// weight[k][j] of channel j, from [W, taps] as it lies in memory.
+// Four taps over W channels of one thread. The last four values of each channel are a ring, indexed by the
+// token's place in groups of four.
 template <int W>
-__device__ void load_four_taps(const bf16* from, float (&weight)[4][W]) {
-    float flat[4][W];
+struct FourTaps {
+    static constexpr int kTaps = 4;
+    float weight[kTaps][W], bias[W] = {}, ring[kTaps][W];
+
+    // From [W, taps] as it lies in memory.
+    __device__ void load_weight(const bf16* from) {
+        float flat[kTaps][W];
 #pragma unroll
-    for (int part = 0; part < 4; ++part) unpack(load<W, Reuse::again>(from + part * W), flat[part]);
+        for (int part = 0; part < kTaps; ++part) unpack(load<W, Reuse::again>(from + part * W), flat[part]);
 #pragma unroll
-    for (int i = 0; i < 4 * W; ++i) weight[i % 4][i / 4] = flat[i / W][i % W];
+        for (int i = 0; i < kTaps * W; ++i) weight[i % kTaps][i / kTaps] = flat[i / W][i % W];
+    }
+    // Everything but the value at `place` is of another document.
+    __device__ void forget_others(int place) {
+#pragma unroll
+        for (int k = 1; k < kTaps; ++k) forget((place + k) % kTaps);
+    }
+    __device__ void forget(int place) {
+#pragma unroll
+        for (int j = 0; j < W; ++j) ring[place][j] = 0;
+    }
+    // Takes in the token of this place.
+    __device__ Packed<W> next(const Packed<W>& token, int place) {
+        unpack(token, ring[place]);
+        float v[W];
+#pragma unroll
+        for (int j = 0; j < W; ++j) {
+            v[j] = bias[j];
+#pragma unroll
+            for (int k = 0; k < kTaps; ++k) v[j] = fmaf(weight[k][j], ring[(place + 1 + k) % kTaps][j], v[j]);
+            v[j] = silu(v[j]);
+        }
+        return pack(v);
+    }
+};
+
+// Bit u: token `begin` + u of the run starts another document than the token before it. Asked by whole warps.
+__device__ uint32_t document_starts(const int32_t* document, const Task& task) {
+    static_assert(kRun == kWarp);
+    const int64_t t = task.begin + threadIdx.x % kWarp;
+    const bool starts = t > 0 && t < task.end && document[t] != document[t - 1];
+    return __ballot_sync(0xffffffffu, starts);
 }
 
-// Four taps, W channels per thread. The last four values of each channel are a ring in registers, indexed by the
-// token's place in a group of kAhead; as many rows are under way in front of it. kBlocks blocks fit a multiprocessor.
-template <int W, int kAhead, int kBlocks, bool kDocuments>
+// Follows `count` tokens (kWhole: kRun of them); the rows of kAhead tokens are under way in front of the one
+// worked on.
+template <int W, int kAhead, bool kDocuments, bool kWhole, Reuse kReuse>
+__device__ void follow_run(FourTaps<W>& taps, Packed<W> (&ahead)[kAhead], const bf16* from, bf16* to,
+                           int64_t pitch, int64_t out_pitch, int count, uint32_t starts) {
+    static_assert(kAhead % FourTaps<W>::kTaps == 0 && kRun % kAhead == 0);
+    from += kAhead * pitch;
+#pragma unroll 1
+    for (int group = 0; group < (kWhole ? kRun : count); group += kAhead) {
+#pragma unroll
+        for (int u = 0; u < kAhead; ++u) {
+            if (!kWhole && group + u >= count) return;
+            const int place = u % FourTaps<W>::kTaps;
+            if (kDocuments && (starts >> u & 1)) taps.forget_others(place);
+            const Packed<W> token = ahead[u];
+            if (kWhole ? group + kAhead < kRun : group + kAhead + u < count)
+                ahead[u] = load<W, Reuse::again>(from);
+            store<W>(to, taps.next(token, place), kReuse);
+            from += pitch;
+            to += out_pitch;
+        }
+        starts >>= kAhead;
+    }
+}
+
+// A run of one sequence over W channels per thread. kBlocks blocks fit a multiprocessor.
+template <int W, int kAhead, int kBlocks, bool kDocuments, Reuse kReuse>
 __global__ void __launch_bounds__(kThreads, kBlocks) convolve_four_taps(const Conv conv) {
-    constexpr int kTaps = 4;
-    static_assert(kAhead % kTaps == 0 && kRun % kAhead == 0);
+    constexpr int kTaps = FourTaps<W>::kTaps;
     const Task task = task_of(conv, blockIdx.x, kThreads * W);
+    const int32_t* document = kDocuments ? conv.document + task.sequence * conv.time : nullptr;
+    const uint32_t starts = kDocuments ? document_starts(document, task) : 0;
     const int64_t channel = task.first_channel + int64_t{threadIdx.x} * W;
     if (channel >= conv.channels) return;
-
-    float weight[kTaps][W], bias[W] = {}, ring[kTaps][W];
-    load_four_taps(conv.weight + channel * kTaps, weight);
-    if (conv.bias) unpack(load<W, Reuse::again>(conv.bias + channel), bias);
 
     const int64_t first = task.sequence * conv.time + task.begin;
     const bf16* from = conv.rows + first * conv.pitch + channel;
     bf16* to = conv.xbc + first * conv.channels + channel;
-    const int32_t* document = kDocuments ? conv.document + first : nullptr;
     const int count = static_cast<int>(task.end - task.begin);
-
-    int32_t current = kDocuments ? *document : 0;
-#pragma unroll
-    for (int k = 1; k < kTaps; ++k) {  // token begin - 4 + k has place k
-        const int64_t before = k - kTaps;
-        if (task.begin > 0) {
-            unpack(load<W, Reuse::again>(from + before * conv.pitch), ring[k]);
-        } else {
-#pragma unroll
-            for (int j = 0; j < W; ++j) ring[k][j] = value_at(conv, task.sequence, channel + j, before);
-        }
-        if (kDocuments && task.begin > 0 && document[before] != current) {
-#pragma unroll
-            for (int j = 0; j < W; ++j) ring[k][j] = 0;
-        }
-    }
-
     Packed<W> ahead[kAhead] = {};
-    int32_t document_ahead[kAhead] = {};
 #pragma unroll
     for (int u = 0; u < kAhead; ++u) {
-        if (u >= count) break;
-        ahead[u] = load<W, Reuse::again>(from + u * conv.pitch);
-        if (kDocuments) document_ahead[u] = document[u];
+        if (u < count) ahead[u] = load<W, Reuse::again>(from + u * conv.pitch);
     }
-    for (int group = 0; group < count; group += kAhead) {
-        from += kAhead * conv.pitch;
-        document += kDocuments ? kAhead : 0;
+
+    FourTaps<W> taps;
+    taps.load_weight(conv.weight + channel * kTaps);
+    if (conv.bias) unpack(load<W, Reuse::again>(conv.bias + channel), taps.bias);
 #pragma unroll
-        for (int u = 0; u < kAhead; ++u) {
-            if (group + u >= count) break;
-            if (kDocuments && document_ahead[u] != current) {  // nothing older is seen from here on
-                current = document_ahead[u];
+    for (int k = 1; k < kTaps; ++k) {  // the token that has place k lies kTaps - k before the run
+        if (task.begin > 0) {
+            unpack(load<W, Reuse::again>(from + (k - kTaps) * conv.pitch), taps.ring[k]);
+        } else {
 #pragma unroll
-                for (int k = 1; k < kTaps; ++k) {
-#pragma unroll
-                    for (int j = 0; j < W; ++j) ring[(u + k) % kTaps][j] = 0;
-                }
-            }
-            unpack(ahead[u], ring[u % kTaps]);
-            if (group + u + kAhead < count) {
-                ahead[u] = load<W, Reuse::again>(from + u * conv.pitch);
-                if (kDocuments) document_ahead[u] = document[u];
-            }
-            float v[W];
-#pragma unroll
-            for (int j = 0; j < W; ++j) {
-                v[j] = bias[j];
-#pragma unroll
-                for (int k = 0; k < kTaps; ++k) v[j] = fmaf(weight[k][j], ring[(u + 1 + k) % kTaps][j], v[j]);
-                v[j] = silu(v[j]);
-            }
-            store(to, pack(v));
-            to += conv.channels;
+            for (int j = 0; j < W; ++j)
+                taps.ring[k][j] = value_at(conv, task.sequence, channel + j, k - kTaps);
         }
+        if (kDocuments && !same_document(document, task.begin + k - kTaps, task.begin)) taps.forget(k);
     }
+    if (count == kRun)
+        follow_run<W, kAhead, kDocuments, true, kReuse>(taps, ahead, from, to, conv.pitch, conv.channels,
+                                                        count, starts);
+    else
+        follow_run<W, kAhead, kDocuments, false, kReuse>(taps, ahead, from, to, conv.pitch, conv.channels,
+                                                         count, starts);
 }
 
 // Any number of taps, any alignment: a channel per thread. The same sums in the same order.
@@ -156,7 +186,8 @@ __global__ void __launch_bounds__(kThreads) convolve_any(const Conv conv) {
 // The last taps-1 values before the convolution of the last token's document, older ones zero.
 __global__ void __launch_bounds__(kThreads) keep_final_state(const Conv conv) {
     const int64_t kept = conv.taps - 1, count = conv.batch * conv.channels * kept;
-    for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count; i += int64_t{gridDim.x} * kThreads) {
+    for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count;
+         i += int64_t{gridDim.x} * kThreads) {
         const int64_t sequence = i / kept / conv.channels, channel = i / kept % conv.channels;
         const int64_t from = conv.time - kept + i % kept;
         const int32_t* document = conv.document ? conv.document + sequence * conv.time : nullptr;
@@ -165,19 +196,22 @@ __global__ void __launch_bounds__(kThreads) keep_final_state(const Conv conv) {
     }
 }
 
-template <int W, int kAhead, int kBlocks>
+template <int W, int kAhead, int kBlocks, Reuse kReuse>
 void launch_four_taps(const Context& context, const Conv& conv) {
     const int64_t tasks = conv.batch * div_up(conv.time, kRun) * div_up(conv.channels, kThreads * W);
-    const auto kernel = conv.document ? convolve_four_taps<W, kAhead, kBlocks, true>
-                                      : convolve_four_taps<W, kAhead, kBlocks, false>;
+    const auto kernel = conv.document ? convolve_four_taps<W, kAhead, kBlocks, true, kReuse>
+                                      : convolve_four_taps<W, kAhead, kBlocks, false, kReuse>;
     kernel<<<narrow<unsigned>(tasks), kThreads, 0, context.stream>>>(conv);
 }
 
 void convolve(const Context& context, const Conv& conv) {
-    const bool vectors = conv.taps == 4 && vectors_fit(conv.rows, conv.pitch) && vectors_fit(conv.weight, 0) &&
-                         vectors_fit(conv.bias, 0) && vectors_fit(conv.xbc, conv.channels);
+    const bool vectors = conv.taps == 4 && vectors_fit(conv.rows, conv.pitch) &&
+                         vectors_fit(conv.weight, 0) && vectors_fit(conv.bias, 0) &&
+                         vectors_fit(conv.xbc, conv.channels);
     if (vectors) {
-        launch_four_taps<4, 8, 7>(context, conv);
+        const auto launch = conv.reuse == Reuse::once ? launch_four_taps<4, 8, 6, Reuse::once>
+                                                      : launch_four_taps<4, 8, 6, Reuse::again>;
+        launch(context, conv);
     } else {
         const int64_t tasks = conv.batch * div_up(conv.time, kRun) * div_up(conv.channels, kThreads);
         convolve_any<<<narrow<unsigned>(tasks), kThreads, 0, context.stream>>>(conv);
@@ -187,8 +221,8 @@ void convolve(const Context& context, const Conv& conv) {
 
 }  // namespace
 
-// 8B: 2 * conv_channels read and as much written per token (40 KiB at 10240 channels; the three rows before a run
-// come from cache); 2 * Kc + 4 FLOPs, an exponential and a reciprocal per element.
+// 8B: 2 * conv_channels read and as much written per token (40 KiB at 10240 channels; the three rows before a
+// run come from cache); 2 * Kc + 4 FLOPs, an exponential and a reciprocal per element.
 void run(const Context& context, const ConvForward& args) {
     const MambaShape& s = args.shape;
     const Conv conv{.rows = bf16_data(args.zxbcdt) + s.inner(),
@@ -202,7 +236,8 @@ void run(const Context& context, const ConvForward& args) {
                     .time = args.xbc.size(1),
                     .channels = s.conv_channels(),
                     .taps = s.conv_kernel,
-                    .pitch = s.projection()};
+                    .pitch = s.projection(),
+                    .reuse = reuse_of(args.xbc.bytes())};
     if (conv.batch == 0) return;
     if (conv.time > 0) convolve(context, conv);
     const int64_t kept = conv.batch * conv.channels * (conv.taps - 1);

@@ -149,7 +149,8 @@ class AttentionGraph {
         tensor.set(CUDNN_ATTR_TENSOR_DATA_TYPE, type);
         tensor.set(CUDNN_ATTR_TENSOR_DIMENSIONS, CUDNN_TYPE_INT64, 4, extents.data());
         tensor.set(CUDNN_ATTR_TENSOR_STRIDES, CUDNN_TYPE_INT64, 4, strides.data());
-        tensor.set(CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, int64_t{16});
+        // A sequence's lse starts wherever that of the one before ends; everything else is 16-byte aligned.
+        tensor.set(CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, int64_t{id == kLse ? 4 : 16});
         tensor.set(CUDNN_ATTR_TENSOR_IS_VIRTUAL, is_virtual);
         tensor.set(CUDNN_ATTR_TENSOR_IS_BY_VALUE, by_value);
         tensor.finalize();
@@ -263,12 +264,10 @@ struct CudnnAttentionPlan::State {
     cudnnHandle_t handle;
     CudnnAttentionShape shape;
     Descriptor plan;
-    int64_t workspace_bytes;
 };
 
 CudnnAttentionPlan::CudnnAttentionPlan(std::unique_ptr<State> state) : state_(std::move(state)) {}
 CudnnAttentionPlan::~CudnnAttentionPlan() = default;
-int64_t CudnnAttentionPlan::workspace_bytes() const { return state_->workspace_bytes; }
 
 std::unique_ptr<CudnnAttentionPlan> CudnnAttentionPlan::build(const CudnnHandle& handle,
                                                               const CudnnAttentionShape& shape,
@@ -281,15 +280,15 @@ std::unique_ptr<CudnnAttentionPlan> CudnnAttentionPlan::build(const CudnnHandle&
             plan.set(CUDNN_ATTR_EXECUTION_PLAN_HANDLE, handle.get());
             plan.set(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, configuration);
             if (!plan.finalize_if_supported()) continue;
-            const int64_t workspace = plan.get_int64(CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE);
-            if (workspace > most_workspace_bytes) continue;
-            return std::unique_ptr<CudnnAttentionPlan>(new CudnnAttentionPlan(
-                std::make_unique<State>(handle.get(), shape, std::move(plan), workspace)));
+            if (plan.get_int64(CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE) > most_workspace_bytes) continue;
+            return std::unique_ptr<CudnnAttentionPlan>(
+                new CudnnAttentionPlan(std::make_unique<State>(handle.get(), shape, std::move(plan))));
         }
     return nullptr;
 }
 
-void CudnnAttentionPlan::run(const Context& context, const CudnnAttentionOperands& operands) const {
+void CudnnAttentionPlan::run(cudaStream_t stream, std::byte* workspace_memory,
+                             const CudnnAttentionOperands& operands) const {
     const float scale = static_cast<float>(1 / std::sqrt(static_cast<double>(state_->shape.head_dim)));
     const float masked = cudnn().version() < 91000 ? std::numeric_limits<float>::lowest()
                                                    : -std::numeric_limits<float>::infinity();
@@ -297,14 +296,14 @@ void CudnnAttentionPlan::run(const Context& context, const CudnnAttentionOperand
     const std::array<const void*, 7> memory{operands.q, operands.k, operands.v,  operands.out,
                                             &scale,     &masked,    operands.lse};
     const int64_t count = state_->shape.lse ? 7 : 6;  // lse comes last, where there is one
-    void* const workspace = context.scratch;
+    void* const workspace = workspace_memory;
 
     Descriptor pack(CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR);
     pack.set(CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, CUDNN_TYPE_INT64, count, names.data());
     pack.set(CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, CUDNN_TYPE_VOID_PTR, count, memory.data());
     pack.set(CUDNN_ATTR_VARIANT_PACK_WORKSPACE, CUDNN_TYPE_VOID_PTR, 1, &workspace);
     pack.finalize();
-    MP_CUDNN(cudnn().set_stream(state_->handle, context.stream));
+    MP_CUDNN(cudnn().set_stream(state_->handle, stream));
     MP_CUDNN(cudnn().backend_execute(state_->handle, state_->plan.get(), pack.get()));
 }
 

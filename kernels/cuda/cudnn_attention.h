@@ -11,9 +11,6 @@ struct cudnnContext;
 
 namespace minipuzzle::cuda {
 
-// What a plan may use of Context::scratch.
-inline constexpr int64_t kCudnnWorkspaceBytes = int64_t{64} << 20;
-
 class CudnnHandle {
   public:
     CudnnHandle();
@@ -48,8 +45,8 @@ class CudnnAttentionPlan {
                                                      int64_t most_workspace_bytes);
     ~CudnnAttentionPlan();
 
-    int64_t workspace_bytes() const;
-    void run(const Context&, const CudnnAttentionOperands&) const;
+    // `workspace` is of the size that build() was given.
+    void run(cudaStream_t, std::byte* workspace, const CudnnAttentionOperands&) const;
 
   private:
     struct State;

@@ -6,7 +6,6 @@ namespace minipuzzle::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kHeld = 4;  // vectors of one operand that a thread has in flight
 
 __device__ float squared_relu(float x) {
     const float positive = x < 0 ? 0.0f : x;  // keeps NaN
@@ -16,73 +15,49 @@ __device__ float squared_relu(float x) {
 struct SquaredReluOf {
     const bf16* x;
     template <int W>
-    __device__ Packed<W> read(int64_t i) const {
-        return load<W>(x + i);
-    }
-    template <int W>
-    __device__ Packed<W> apply(const Packed<W>& read) const {
+    __device__ Packed<W> apply(int64_t i) const {
         float v[W];
-        unpack(read, v);
+        unpack(load<W>(x + i), v);
 #pragma unroll
         for (int j = 0; j < W; ++j) v[j] = squared_relu(v[j]);
         return pack(v);
     }
 };
 
-template <int W>
-struct PackedPair {
-    Packed<W> a, b;
-};
-
 struct SumOf {
     const bf16 *a, *b;
     template <int W>
-    __device__ PackedPair<W> read(int64_t i) const {
-        return {load<W>(a + i), load<W>(b + i)};
-    }
-    template <int W>
-    __device__ Packed<W> apply(const PackedPair<W>& read) const {
+    __device__ Packed<W> apply(int64_t i) const {
+        const Packed<W> read_a = load<W>(a + i), read_b = load<W>(b + i);
         float v[W], w[W];
-        unpack(read.a, v);
-        unpack(read.b, w);
+        unpack(read_a, v);
+        unpack(read_b, w);
 #pragma unroll
         for (int j = 0; j < W; ++j) v[j] += w[j];
         return pack(v);
     }
 };
 
-// out[i] for i in [first, count): a thread reads kHeld vectors before it writes the first. Operands may be `out`.
+// out[i] for i in [first, count), a vector per thread. Operands may be `out`.
 template <int W, class Operation>
 __global__ void __launch_bounds__(kThreads)
-    map_elements(const Operation operation, bf16* out, int64_t first, int64_t count) {
-    using Read = decltype(operation.template read<W>(0));
-    constexpr int64_t kPiece = int64_t{kThreads} * kHeld * W;
-    for (int64_t begin = first + blockIdx.x * kPiece; begin < count; begin += gridDim.x * kPiece) {
-        Read held[kHeld];
-#pragma unroll
-        for (int h = 0; h < kHeld; ++h) {
-            const int64_t i = begin + (h * kThreads + threadIdx.x) * W;
-            if (i < count) held[h] = operation.template read<W>(i);
-        }
-#pragma unroll
-        for (int h = 0; h < kHeld; ++h) {
-            const int64_t i = begin + (h * kThreads + threadIdx.x) * W;
-            if (i < count) store(out + i, operation.template apply<W>(held[h]));
-        }
-    }
+    map_elements(const Operation operation, bf16* out, int64_t first, int64_t count, Reuse reuse) {
+    const int64_t step = int64_t{gridDim.x} * kThreads * W;
+    for (int64_t i = first + (int64_t{blockIdx.x} * kThreads + threadIdx.x) * W; i < count; i += step)
+        store(out + i, operation.template apply<W>(i), reuse);
 }
 
 // Whole vectors first where they fit, then what is left.
 template <class Operation>
 void map(const Context& context, const Operation& operation, bf16* out, int64_t count, bool vectors) {
     const int64_t whole = vectors ? count / 8 * 8 : 0, rest = count - whole;
-    constexpr int64_t kVectors = kThreads * kHeld;
+    const Reuse reuse = reuse_of(count * 2);
     if (whole > 0)
-        map_elements<8><<<grid_size(div_up(whole / 8, kVectors)), kThreads, 0, context.stream>>>(operation, out,
-                                                                                                 0, whole);
+        map_elements<8><<<grid_size(div_up(whole / 8, kThreads)), kThreads, 0, context.stream>>>(
+            operation, out, 0, whole, reuse);
     if (rest > 0)
-        map_elements<1><<<grid_size(div_up(rest, kVectors)), kThreads, 0, context.stream>>>(operation, out, whole,
-                                                                                            count);
+        map_elements<1><<<grid_size(div_up(rest, kThreads)), kThreads, 0, context.stream>>>(
+            operation, out, whole, count, reuse);
     MP_CUDA_LAUNCHED();
 }
 

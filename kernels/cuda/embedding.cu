@@ -12,7 +12,7 @@ constexpr uint32_t kNan = 0x7fff7fffu;
 template <int W>
 __global__ void __launch_bounds__(kThreads)
     gather_rows(const int32_t* tokens, const bf16* weight, bf16* out, int64_t rows, int64_t width,
-                int64_t vocabulary) {
+                int64_t vocabulary, Reuse reuse) {
     for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
         const int64_t token = tokens[row];
         const bool known = token >= 0 && token < vocabulary;
@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kThreads)
             if (!known) {
                 for (uint32_t& pair : v.pairs) pair = kNan;
             }
-            store(to + i, v);
+            store(to + i, v, reuse);
         }
     }
 }
@@ -39,8 +39,8 @@ void run(const Context& context, const EmbeddingForward& args) {
     bf16* out = bf16_data(args.out);
     const bool vectors = vectors_fit(weight, width) && vectors_fit(out, width);
     const auto kernel = vectors ? gather_rows<8> : gather_rows<1>;
-    kernel<<<grid_size(rows), kThreads, 0, context.stream>>>(args.tokens.as<int32_t>(), weight, out, rows, width,
-                                                            args.weight.size(0));
+    kernel<<<grid_size(rows), kThreads, 0, context.stream>>>(
+        args.tokens.as<int32_t>(), weight, out, rows, width, args.weight.size(0), reuse_of(args.out.bytes()));
     MP_CUDA_LAUNCHED();
 }
 

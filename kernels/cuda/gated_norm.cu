@@ -1,11 +1,11 @@
-// The gated group RMS norm of the Mamba-2 mixer, gate before norm: float32 throughout, one rounding at the end.
+// The gated group RMS norm of the Mamba-2 mixer, gate before norm: float32 throughout, one rounding at the
+// end.
 #include "kernels/cuda/operations.h"
 #include "kernels/cuda/vectors.cuh"
 
 namespace minipuzzle::cuda {
 namespace {
 
-constexpr int kGroupsTogether = 8;  // groups of one token in a block, where a warp holds one
 constexpr int kLongGroupThreads = 512;
 
 struct GatedRows {
@@ -14,6 +14,7 @@ struct GatedRows {
     bf16* out;
     int64_t count, inner, pitch, groups, width;  // pitch of z; width of a group
     float eps;
+    Reuse reuse;  // of out
 };
 
 // rsqrt(mean square + eps).
@@ -21,13 +22,14 @@ __device__ float group_scale(const GatedRows& rows, float square_sum) {
     return rsqrtf(square_sum / static_cast<float>(rows.width) + rows.eps);
 }
 
-// One group of one token per warp, or per block, held in registers from its one read on: `out` may be y. Thread x
-// holds vectors x, x + blockDim.x, ... of group blockIdx.y * blockDim.y + threadIdx.y.
+// One token's groups, blockDim.y of them per block, each held in the registers of blockDim.x threads from its
+// one read on: `out` may be y. Thread x holds vectors x, x + blockDim.x, ...
 template <int kHeld, bool kOneWarp>
-__global__ void __launch_bounds__(kOneWarp ? kGroupsTogether * kWarp : RowLayout::kMostThreads) normalise_held(const GatedRows rows) {
+__global__ void __launch_bounds__(kOneWarp ? RowLayout::kBlockThreads : RowLayout::kMostThreads)
+    normalise_held(const GatedRows rows) {
     __shared__ float partials[2][kWarp];
     const int64_t group = int64_t{blockIdx.y} * blockDim.y + threadIdx.y;
-    if (group >= rows.groups) return;
+    const int64_t width = group < rows.groups ? rows.width : 0;
     const bf16* y = rows.y + group * rows.width;
     const bf16* z = rows.z + group * rows.width;
     const float* weight = rows.weight + group * rows.width;
@@ -38,7 +40,7 @@ __global__ void __launch_bounds__(kOneWarp ? kGroupsTogether * kWarp : RowLayout
 #pragma unroll
         for (int h = 0; h < kHeld; ++h) {
             const int64_t i = (int64_t{threadIdx.x} + h * blockDim.x) * 8;
-            if (i >= rows.width) continue;
+            if (i >= width) continue;
             held_y[h] = load<8>(y + row * rows.inner + i);
             held_z[h] = load<8>(z + row * rows.pitch + i);
         }
@@ -55,21 +57,22 @@ __global__ void __launch_bounds__(kOneWarp ? kGroupsTogether * kWarp : RowLayout
                 sum = fmaf(q[h][j], q[h][j], sum);
             }
         }
-        const float scale = group_scale(rows, kOneWarp ? warp_sum(sum) : block_sum(sum, partials[turn ^= 1]));
+        const float scale = group_scale(rows, kOneWarp ? warp_sum(sum) : row_sum(sum, partials[turn ^= 1]));
 #pragma unroll
         for (int h = 0; h < kHeld; ++h) {
             const int64_t i = (int64_t{threadIdx.x} + h * blockDim.x) * 8;
-            if (i >= rows.width) continue;
+            if (i >= width) continue;
             float w[8];
             load_weights(weight + i, w);
 #pragma unroll
             for (int j = 0; j < 8; ++j) w[j] *= q[h][j] * scale;
-            store(out + row * rows.inner + i, pack(w));
+            store(out + row * rows.inner + i, pack(w), rows.reuse);
         }
     }
 }
 
-// One group of one token per block, read twice: groups too long to be held, and sizes that vectors do not fit.
+// One group of one token per block, read twice: groups too long to be held, and sizes that vectors do not
+// fit.
 __global__ void __launch_bounds__(kLongGroupThreads) normalise_long(const GatedRows rows) {
     __shared__ float partials[2][kWarp];
     int turn = 0;
@@ -81,7 +84,7 @@ __global__ void __launch_bounds__(kLongGroupThreads) normalise_long(const GatedR
         const auto gated = [&](int64_t i) { return __bfloat162float(y[i]) * silu(__bfloat162float(z[i])); };
         float sum = 0;
         for (int64_t i = threadIdx.x; i < rows.width; i += blockDim.x) sum = fmaf(gated(i), gated(i), sum);
-        const float scale = group_scale(rows, block_sum(sum, partials[turn ^= 1]));
+        const float scale = group_scale(rows, row_sum(sum, partials[turn ^= 1]));
         bf16* out = rows.out + row * rows.inner + first;
         for (int64_t i = threadIdx.x; i < rows.width; i += blockDim.x)
             out[i] = __float2bfloat16_rn(rows.weight[first + i] * (gated(i) * scale));
@@ -91,10 +94,10 @@ __global__ void __launch_bounds__(kLongGroupThreads) normalise_long(const GatedR
 using Kernel = void (*)(GatedRows);
 
 Kernel held_kernel(const RowLayout& layout) {
-    constexpr Kernel kWarpKernels[] = {normalise_held<1, true>, normalise_held<2, true>, normalise_held<3, true>,
-                                       normalise_held<4, true>};
+    constexpr Kernel kWarpKernels[] = {normalise_held<1, true>, normalise_held<2, true>,
+                                       normalise_held<3, true>, normalise_held<4, true>};
     if (layout.one_warp()) return kWarpKernels[layout.held - 1];
-    return layout.held == 3 ? Kernel(normalise_held<3, false>) : Kernel(normalise_held<4, false>);
+    return layout.held == 2 ? Kernel(normalise_held<2, false>) : Kernel(normalise_held<4, false>);
 }
 
 bool vectors_fit(const GatedRows& rows) {
@@ -104,8 +107,8 @@ bool vectors_fit(const GatedRows& rows) {
 
 }  // namespace
 
-// 8B: 4 * inner read and 2 * inner written per token (48 KiB at inner 8192; the weight stays in the caches); 6 FLOPs,
-// an exponential and a reciprocal per element.
+// 8B: 4 * inner read and 2 * inner written per token (48 KiB at inner 8192; the weight stays in the caches);
+// 6 FLOPs, an exponential and a reciprocal per element.
 void run(const Context& context, const GatedNormForward& args) {
     const MambaShape& s = args.shape;
     const GatedRows rows{.y = bf16_data(args.y),
@@ -117,11 +120,12 @@ void run(const Context& context, const GatedNormForward& args) {
                          .pitch = s.projection(),
                          .groups = s.groups,
                          .width = div_exact(s.inner(), s.groups),
-                         .eps = static_cast<float>(args.eps)};
+                         .eps = static_cast<float>(args.eps),
+                         .reuse = reuse_of(args.out.bytes())};
     if (rows.count == 0) return;
     constexpr int64_t kMostGridRows = 65535;
     const RowLayout layout = row_layout(div_up(rows.width, 8));
-    const int together = layout.one_warp() ? static_cast<int>(std::min<int64_t>(s.groups, kGroupsTogether)) : 1;
+    const int together = layout.fits() ? static_cast<int>(std::min<int64_t>(s.groups, layout.together())) : 1;
     const int64_t group_blocks = div_up(s.groups, together);
     if (layout.fits() && vectors_fit(rows) && group_blocks <= kMostGridRows) {
         const dim3 grid(grid_size(rows.count), static_cast<unsigned>(group_blocks));

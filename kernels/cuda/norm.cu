@@ -5,7 +5,6 @@
 namespace minipuzzle::cuda {
 namespace {
 
-constexpr int kThreads = 128;  // of a block of rows that a warp holds
 constexpr int kLongRowThreads = 512;
 
 struct Rows {
@@ -14,6 +13,7 @@ struct Rows {
     bf16* out;
     int64_t count, width;
     float eps;
+    Reuse reuse;  // of out
 };
 
 // rsqrt(mean square + eps).
@@ -21,20 +21,23 @@ __device__ float row_scale(const Rows& rows, float square_sum) {
     return rsqrtf(square_sum / static_cast<float>(rows.width) + rows.eps);
 }
 
-// A row per warp (blockDim.y of them in a block), or per block, held in registers from its one read on: it may be
+// blockDim.y rows per block, each held in the registers of blockDim.x threads from its one read on: it may be
 // written in place. Thread x holds vectors x, x + blockDim.x, ...
 template <int kHeld, bool kOneWarp>
-__global__ void __launch_bounds__(kOneWarp ? kThreads : RowLayout::kMostThreads) normalise_held(const Rows rows) {
+__global__ void __launch_bounds__(kOneWarp ? RowLayout::kBlockThreads : RowLayout::kMostThreads)
+    normalise_held(const Rows rows) {
     __shared__ float partials[2][kWarp];
-    const int64_t step = int64_t{gridDim.x} * blockDim.y;
     int turn = 0;
-    for (int64_t row = int64_t{blockIdx.x} * blockDim.y + threadIdx.y; row < rows.count; row += step) {
+    const int64_t step = int64_t{gridDim.x} * blockDim.y;
+    for (int64_t first = int64_t{blockIdx.x} * blockDim.y; first < rows.count; first += step) {
+        const int64_t row = first + threadIdx.y;
+        const int64_t width = row < rows.count ? rows.width : 0;
         const bf16* x = rows.x + row * rows.width;
         Packed<8> held[kHeld] = {};
 #pragma unroll
         for (int h = 0; h < kHeld; ++h) {
             const int64_t i = (int64_t{threadIdx.x} + h * blockDim.x) * 8;
-            if (i < rows.width) held[h] = load<8>(x + i);
+            if (i < width) held[h] = load<8>(x + i);
         }
         float sum = 0;
 #pragma unroll
@@ -44,18 +47,18 @@ __global__ void __launch_bounds__(kOneWarp ? kThreads : RowLayout::kMostThreads)
 #pragma unroll
             for (int j = 0; j < 8; ++j) sum = fmaf(v[j], v[j], sum);
         }
-        const float scale = row_scale(rows, kOneWarp ? warp_sum(sum) : block_sum(sum, partials[turn ^= 1]));
+        const float scale = row_scale(rows, kOneWarp ? warp_sum(sum) : row_sum(sum, partials[turn ^= 1]));
         bf16* out = rows.out + row * rows.width;
 #pragma unroll
         for (int h = 0; h < kHeld; ++h) {
             const int64_t i = (int64_t{threadIdx.x} + h * blockDim.x) * 8;
-            if (i >= rows.width) continue;
+            if (i >= width) continue;
             float v[8], w[8];
             unpack(held[h], v);
             load_weights(rows.weight + i, w);
 #pragma unroll
             for (int j = 0; j < 8; ++j) v[j] = w[j] * (v[j] * scale);
-            store(out + i, pack(v));
+            store(out + i, pack(v), rows.reuse);
         }
     }
 }
@@ -72,7 +75,7 @@ __global__ void __launch_bounds__(kLongRowThreads) normalise_long(const Rows row
             const float v = __bfloat162float(x[i]);
             sum = fmaf(v, v, sum);
         }
-        const float scale = row_scale(rows, block_sum(sum, partials[turn ^= 1]));
+        const float scale = row_scale(rows, row_sum(sum, partials[turn ^= 1]));
         for (int64_t i = threadIdx.x; i < rows.width; i += blockDim.x)
             out[i] = __float2bfloat16_rn(rows.weight[i] * (__bfloat162float(x[i]) * scale));
     }
@@ -81,29 +84,31 @@ __global__ void __launch_bounds__(kLongRowThreads) normalise_long(const Rows row
 using Kernel = void (*)(Rows);
 
 Kernel held_kernel(const RowLayout& layout) {
-    constexpr Kernel kWarpKernels[] = {normalise_held<1, true>, normalise_held<2, true>, normalise_held<3, true>,
-                                       normalise_held<4, true>};
+    constexpr Kernel kWarpKernels[] = {normalise_held<1, true>, normalise_held<2, true>,
+                                       normalise_held<3, true>, normalise_held<4, true>};
     if (layout.one_warp()) return kWarpKernels[layout.held - 1];
-    return layout.held == 3 ? Kernel(normalise_held<3, false>) : Kernel(normalise_held<4, false>);
+    return layout.held == 2 ? Kernel(normalise_held<2, false>) : Kernel(normalise_held<4, false>);
 }
 
 }  // namespace
 
-// 8B: 2 * D read and 2 * D written per token (16 KiB at D 4096; the weight stays in the caches); 4 FLOPs per element.
+// 8B: 2 * D read and 2 * D written per token (16 KiB at D 4096; the weight stays in the caches); 4 FLOPs per
+// element.
 void run(const Context& context, const RmsNormForward& args) {
     const Rows rows{.x = bf16_data(args.x),
                     .weight = args.weight.as<float>(),
                     .out = bf16_data(args.out),
                     .count = args.x.rows(),
                     .width = args.x.columns(),
-                    .eps = static_cast<float>(args.eps)};
+                    .eps = static_cast<float>(args.eps),
+                    .reuse = reuse_of(args.out.bytes())};
     if (rows.count == 0) return;
     const RowLayout layout = row_layout(div_up(rows.width, 8));
     if (layout.fits() && vectors_fit(rows.x, rows.width) && vectors_fit(rows.out, rows.width) &&
         vectors_fit(rows.weight, rows.width)) {
-        const int together = layout.one_warp() ? kThreads / kWarp : 1;
-        const dim3 block(layout.threads, together);
-        held_kernel(layout)<<<grid_size(div_up(rows.count, together)), block, 0, context.stream>>>(rows);
+        const dim3 block(layout.threads, layout.together());
+        held_kernel(layout)<<<grid_size(div_up(rows.count, layout.together())), block, 0, context.stream>>>(
+            rows);
     } else {
         normalise_long<<<grid_size(rows.count), kLongRowThreads, 0, context.stream>>>(rows);
     }

@@ -146,8 +146,18 @@ template <class Kernel>
 void launch(const Context& context, Kernel* kernel, int64_t blocks, int shared_bytes, const ssd::ScanMaps& maps,
             const ssd::ScanArgs& args) {
     MP_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
-    kernel<<<static_cast<unsigned>(blocks), 256, shared_bytes, context.stream>>>(maps, args);
-    MP_CUDA_LAUNCHED();
+    // The kernel begins while the one before ends, and waits for its results itself.
+    cudaLaunchAttribute early{};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(blocks));
+    config.blockDim = dim3(256);
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = context.stream;
+    config.attrs = &early;
+    config.numAttrs = 1;
+    MP_CUDA(cudaLaunchKernelEx(&config, kernel, maps, args));
 }
 
 template <int kP, int kN, bool kDocuments>

@@ -52,17 +52,17 @@ struct Layout {
     static constexpr int kStateBlocks = kN / 64;  // of 64 state columns: 128 bytes, one swizzled row
     static constexpr int kMainBytes = kChunk * kMain * 2, kXBytes = kChunk * kP * 2;
     static constexpr int kBlockBytes = kChunk * 128, kBcBytes = kStateBlocks * kBlockBytes;
-    static constexpr int kStages = kPartial ? 4 : 2;
-    // Room for a second buffer of S, so that it is written while slower warps still read the first, and for y apart
-    // from x.
+    // Room for a third stage, and for y apart from x.
     static constexpr bool kRoomy = kN <= 128;
+    // C is an operand twice: where registers allow, it is read from shared memory once.
+    static constexpr bool kKeepC = kRoomy && kP <= 64;
+    static constexpr int kStages = kPartial ? 4 : kRoomy ? 3 : 2;
 
     static constexpr int kB = 2 * kXBytes, kC = kB + kBcBytes;
     static constexpr int kStageBytes = kPartial ? kC : kC + kBcBytes;
     static constexpr int kStateBlockBytes = kP * 128, kStateBytes = kStateBlocks * kStateBlockBytes;
     static constexpr int kStates = kStages * kStageBytes;
-    static constexpr int kStateBuffers = kPartial ? 0 : kRoomy ? 2 : 1;
-    static constexpr int kY = kStates + 2 * kStateBuffers * kStateBytes;
+    static constexpr int kY = kStates + (kPartial ? 0 : 2 * kStateBytes);
     static constexpr int kSteps = kY + (!kPartial && kRoomy ? 2 * kXBytes : 0);
     static constexpr int kMarks = kSteps + kStages * kStepBytes;
     static constexpr int kBarriers = kMarks + kStages * kMarkBytes;
@@ -254,10 +254,22 @@ struct State {
     }
 };
 
+// y of a chunk as accumulators, in two parts like x's tiles.
+template <int kP>
+struct Output {
+    float main[kP < 64 ? kP / 2 : 32];
+    float rest[8];
+    __device__ void pin() {
+        sm90::pin(main);
+        if constexpr (kP > 64) sm90::pin(rest);
+    }
+};
+
 // The steps of one warpgroup (one head) within a chunk. Pointers and addresses are those of the current stage.
 template <int kP, int kN, bool kDocuments, bool kPartial>
 struct Head {
     using L = Layout<kP, kN, kPartial>;
+    using Output = ssd::Output<kP>;
     static constexpr auto kWide = sm90::Swizzle::b128;
     static constexpr auto kNarrow = sm90::Swizzle::b32;
     int warp, lane;
@@ -292,10 +304,7 @@ struct Head {
         if (16 * warp < L::kMain) {
             scaled_x<L::kSwizzle>(x_tile, 2 * warp, steps, first_token, x);
         } else {
-#pragma unroll
-            for (auto& row : x)
-#pragma unroll
-                for (uint32_t& value : row) value = 0;
+            sm90::set_zero(x);
         }
     }
 
@@ -305,10 +314,9 @@ struct Head {
 
     // S^T += X'^T B, the first 64 rows; asynchronous.
     __device__ void add_to_state(float (&state)[kN / 2], const uint32_t (&x)[4][4], uint32_t b) const {
-        const uint64_t of_b = sm90::descriptor<kWide>(b, L::kBlockBytes);
+        const sm90::Descriptor of_b = sm90::descriptor<kWide>(b, L::kBlockBytes);
 #pragma unroll
-        for (int k = 0; k < 4; ++k)
-            sm90::Wgmma<kN>::registers_by_shared(state, x[k], of_b + (k * 16 * 128 >> 4), 1);
+        for (int k = 0; k < 4; ++k) sm90::Wgmma<kN>::template registers_by_shared<true>(state, x[k], of_b + k * 16 * 128, 1);
     }
     // The last 16 rows.
     __device__ void add_to_rest(State<kP, kN>& state, const uint32_t (&x)[4][4], uint32_t b) const {
@@ -334,35 +342,53 @@ struct Head {
             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
     }
 
-    // scores = C B^T, asynchronous.
-    __device__ void start_scores(float (&scores)[32], uint32_t c, uint32_t b) const {
-        const uint64_t of_c = sm90::descriptor<kWide>(c, 0), of_b = sm90::descriptor<kWide>(b, 0);
+    // C as an operand: in registers (kKeepC), or where it lies in shared memory.
+    struct OperandC {
+        uint32_t place;
+        uint32_t parts[L::kKeepC ? kN / 16 : 1][4];
+    };
+    __device__ void read_c(OperandC& c) const {
+        if constexpr (L::kKeepC) {
+            const uint32_t at = c.place + sm90::swizzled<kWide>(16 * warp + lane % 16, lane / 16);
 #pragma unroll
-        for (int k = 0; k < kN / 16; ++k) {
-            const int at = k / 4 * (L::kBlockBytes >> 4) + k % 4 * 2;
-            sm90::Wgmma<64>::shared(scores, of_c + at, of_b + at, k > 0);
+            for (int k = 0; k < kN / 16; ++k)
+                sm90::load_matrices(c.parts[k], (at ^ (k % 4 << 5)) + k / 4 * L::kBlockBytes);
         }
     }
+    // scores = C B^T, asynchronous.
+    __device__ void start_scores(float (&scores)[32], const OperandC& c, uint32_t b) const {
+        multiply_c<64>(scores, c, b, L::kBlockBytes);
+    }
     // y = C S, asynchronous.
-    __device__ void start_y(float (&y)[kP / 2], uint32_t c, uint32_t state) const {
-        const uint64_t of_c = sm90::descriptor<kWide>(c, 0), of_s = sm90::descriptor<kWide>(state, 0);
+    __device__ void start_y(Output& y, const OperandC& c, uint32_t state) const {
+        multiply_c<L::kMain>(y.main, c, state, L::kStateBlockBytes);
+        if constexpr (L::kRest > 0) multiply_c<L::kRest>(y.rest, c, state + L::kMain * 128, L::kStateBlockBytes);
+    }
+    // C times kColumns rows of an operand whose blocks of 64 state columns lie so many bytes apart.
+    template <int kColumns>
+    static __device__ void multiply_c(float* d, const OperandC& c, uint32_t operand, uint32_t block_bytes) {
+        const sm90::Descriptor of_c = sm90::descriptor<kWide>(c.place, 0);
+        const sm90::Descriptor of_operand = sm90::descriptor<kWide>(operand, 0);
 #pragma unroll
-        for (int k = 0; k < kN / 16; ++k)
-            sm90::Wgmma<kP>::shared(y, of_c + k / 4 * (L::kBlockBytes >> 4) + k % 4 * 2,
-                                    of_s + k / 4 * (L::kStateBlockBytes >> 4) + k % 4 * 2, k > 0);
+        for (int k = 0; k < kN / 16; ++k) {
+            const sm90::Descriptor part = of_operand + (k / 4 * block_bytes + k % 4 * 32);
+            if constexpr (L::kKeepC)
+                sm90::Wgmma<kColumns>::template registers_by_shared<false>(d, c.parts[k], part, k > 0);
+            else
+                sm90::Wgmma<kColumns>::shared(d, of_c + (k / 4 * L::kBlockBytes + k % 4 * 32), part, k > 0);
+        }
     }
     // y += M X, asynchronous.
-    __device__ void add_scores_x(float (&y)[kP / 2], const uint32_t (&m)[4][4], uint32_t x_tile) const {
-        constexpr int kWidth = static_cast<int>(L::kSwizzle);
-        const uint64_t of_x = sm90::descriptor<L::kSwizzle>(x_tile, 0);
+    __device__ void add_scores_x(Output& y, const uint32_t (&m)[4][4], uint32_t x_tile) const {
+        const sm90::Descriptor of_x = sm90::descriptor<L::kSwizzle>(x_tile, 0);
 #pragma unroll
         for (int k = 0; k < 4; ++k)
-            sm90::Wgmma<L::kMain>::registers_by_shared(y, m[k], of_x + (k * 16 * kWidth >> 4), 1);
+            sm90::Wgmma<L::kMain>::template registers_by_shared<true>(y.main, m[k], of_x + k * 16 * 2 * L::kMain, 1);
         if constexpr (L::kRest > 0) {
-            const uint64_t of_rest = sm90::descriptor<kNarrow>(x_tile + L::kMainBytes, 0);
+            const sm90::Descriptor of_rest = sm90::descriptor<kNarrow>(x_tile + L::kMainBytes, 0);
 #pragma unroll
             for (int k = 0; k < 4; ++k)
-                sm90::Wgmma<L::kRest>::registers_by_shared(y + L::kMain / 2, m[k], of_rest + (k * 16 * 32 >> 4), 1);
+                sm90::Wgmma<L::kRest>::template registers_by_shared<true>(y.rest, m[k], of_rest + k * 16 * 2 * L::kRest, 1);
         }
     }
 
@@ -399,28 +425,31 @@ struct Head {
         }
     }
     // y_i *= 2^(s_i), or 0 where the entering state is another document's.
-    __device__ void decay_y(float (&y)[kP / 2], const Steps& steps, const Marks& marks) const {
+    __device__ void decay_y(Output& y, const Steps& steps, const Marks& marks) const {
         const int row = 16 * warp + lane / 4;
         float f0 = power_of_two(steps.s[row]), f1 = power_of_two(steps.s[row + 8]);
         if constexpr (kDocuments) {
             if (!marks.reached(row)) f0 = 0;
             if (!marks.reached(row + 8)) f1 = 0;
         }
+        const auto scale = [&](float* values) {
+            values[0] *= f0, values[1] *= f0;
+            values[2] *= f1, values[3] *= f1;
+        };
 #pragma unroll
-        for (int j = 0; j < kP / 8; ++j) {
-            y[4 * j] *= f0, y[4 * j + 1] *= f0;
-            y[4 * j + 2] *= f1, y[4 * j + 3] *= f1;
-        }
+        for (int j = 0; j < L::kMain / 8; ++j) scale(y.main + 4 * j);
+        if constexpr (L::kRest > 0) scale(y.rest), scale(y.rest + 4);
     }
     // y + D x, rounded, to a tile laid out as x's; each warp its own 16 tokens.
-    __device__ void finish_y(const float (&y)[kP / 2], float skip, uint32_t x_tile, uint32_t y_tile) const {
+    __device__ void finish_y(const Output& y, float skip, uint32_t x_tile, uint32_t y_tile) const {
         const int row = 16 * warp + lane % 16, high = lane / 16;
         const uint32_t at = sm90::swizzled<L::kSwizzle>(row, high);
 #pragma unroll
-        for (int j = 0; j < L::kMain / 16; ++j) finish_16(y + 8 * j, skip, x_tile + (at ^ (j << 5)), y_tile + (at ^ (j << 5)));
+        for (int j = 0; j < L::kMain / 16; ++j) 
+            finish_16(y.main + 8 * j, skip, x_tile + (at ^ (j << 5)), y_tile + (at ^ (j << 5)));
         if constexpr (L::kRest > 0) {
             const uint32_t rest = L::kMainBytes + sm90::swizzled<kNarrow>(row, high);
-            finish_16(y + L::kMain / 2, skip, x_tile + rest, y_tile + rest);
+            finish_16(y.rest, skip, x_tile + rest, y_tile + rest);
         }
     }
     static __device__ void finish_16(const float* y, float skip, uint32_t x_at, uint32_t y_at) {
@@ -446,8 +475,10 @@ __global__ void __launch_bounds__(256, 1)
     const int first = part * args.cut.part_chunks;
     const int count = min(args.cut.part_chunks, args.cut.chunks - first);
     const Feed<kP, kN, kDocuments, true> feed{maps, args, sm90::shared_address(memory), sequence, pair, first, count};
+    if (threadIdx.x == 0) feed.set_up();
+    sm90::let_next_kernel_start();
+    sm90::wait_for_kernel_before();
     if (threadIdx.x == 0) {
-        feed.set_up();
         for (int i = 0; i < min(count, L::kStages); ++i) feed.load(i);
     }
     __syncthreads();
@@ -457,7 +488,7 @@ __global__ void __launch_bounds__(256, 1)
     State<kP, kN> state;
     state.clear();
     float all_decay = 1;
-    uint32_t x[4][4], rest[4][4];
+    uint32_t x[4][4], next[4][4], rest[4][4];
     // The operands of the i-th chunk, which are computed while the chunk before is still multiplied; and its decay.
     const auto fetch = [&](int i) {
         sm90::barrier_wait(feed.full(i), feed.parity(i));
@@ -465,15 +496,23 @@ __global__ void __launch_bounds__(256, 1)
         const Marks marks(memory, L::kMarks, i % L::kStages);
         const uint32_t x_tile = feed.stage(i) + group * L::kXBytes;
         const int first_token = kDocuments ? marks.first(kChunk - 1) : 0;
-        head.main_x(x_tile, steps, first_token, x);
+        head.main_x(x_tile, steps, first_token, next);
         if constexpr (L::kRest > 0) head.rest_x(x_tile, steps, first_token, rest);
         return kDocuments && !marks.reached(kChunk - 1) ? 0.f : power_of_two(steps.last());
     };
+    sm90::set_zero(x);
     float decay = fetch(0);
     for (int i = 0; i < count; ++i) {
         const uint32_t b = feed.stage(i) + L::kB;
         state.scale(decay);
         all_decay *= decay;
+        // x is read until the product is done, but the compiler would give its registers to `next` before: the choice,
+        // which it cannot see through, keeps both.
+        const bool keep = args.heads < 0;
+#pragma unroll
+        for (int k = 0; k < 4; ++k)
+#pragma unroll
+            for (int r = 0; r < 4; ++r) x[k][r] = keep ? x[k][r] : next[k][r];
         sm90::pin(state.main);
         sm90::wgmma_fence();
         head.add_to_state(state.main, x, b);
@@ -522,8 +561,10 @@ __global__ void __launch_bounds__(256, 1)
     const int count = min(args.cut.segment_chunks, args.cut.chunks - first);
     const uint32_t shared = sm90::shared_address(memory);
     const Feed<kP, kN, kDocuments, false> feed{maps, args, shared, sequence, pair, first, count};
+    if (threadIdx.x == 0) feed.set_up();
+    sm90::let_next_kernel_start();
+    sm90::wait_for_kernel_before();
     if (threadIdx.x == 0) {
-        feed.set_up();
         for (int i = 0; i < min(count, L::kStages); ++i) feed.load(i);
     }
     __syncthreads();
@@ -533,15 +574,12 @@ __global__ void __launch_bounds__(256, 1)
     const int warp = head.warp, head_index = 2 * pair + group;
     constexpr int kElements = kP * kN;
     const float skip = args.skip[head_index];
-    const auto s_shared = [&](int i) {
-        const uint32_t of_head = shared + L::kStates + group * L::kStateBuffers * L::kStateBytes;
-        return of_head + (L::kRoomy ? i % 2 * L::kStateBytes : 0);
-    };
+    const uint32_t s_shared = shared + L::kStates + group * L::kStateBytes;
     const auto warpgroup_barrier = [&] { sm90::named_barrier(1 + group, 128); };
 
     State<kP, kN> state;
     enter_segment(state, args, sequence, segment, head_index, warp, lane);
-    state.to_shared(s_shared(0), warp, lane);
+    state.to_shared(s_shared, warp, lane);
     sm90::fence_async_shared();
     warpgroup_barrier();
 
@@ -561,13 +599,16 @@ __global__ void __launch_bounds__(256, 1)
         const float decay = power_of_two(steps.last());
         state.scale(kDocuments && !marks.reached(kChunk - 1) ? 0.f : decay);
 
-        float scores[32], y[kP / 2];
+        float scores[32];
+        Output<kP> y;
         uint32_t x[4][4], m[4][4];
+        typename Head<kP, kN, kDocuments, false>::OperandC c{stage + L::kC, {}};
+        head.read_c(c);
         sm90::wgmma_fence();
-        head.start_scores(scores, stage + L::kC, stage + L::kB);
+        head.start_scores(scores, c, stage + L::kB);
         sm90::wgmma_commit();
         if constexpr (L::kRoomy) {
-            head.start_y(y, stage + L::kC, s_shared(i));
+            head.start_y(y, c, s_shared);
             sm90::wgmma_commit();
         }
         head.main_x(x_tile, steps, first_token, x);
@@ -595,25 +636,25 @@ __global__ void __launch_bounds__(256, 1)
             sm90::wgmma_wait<1>();
         } else {
             sm90::wgmma_fence();
-            head.start_y(y, stage + L::kC, s_shared(i));
+            head.start_y(y, c, s_shared);
             sm90::wgmma_commit();
             sm90::wgmma_wait<0>();
         }
-        sm90::pin(y);
+        y.pin();
         head.decay_y(y, steps, marks);
-        sm90::pin(y);
+        y.pin();
         sm90::wgmma_fence();
         head.add_scores_x(y, m, x_tile);
         sm90::wgmma_commit();
 
         sm90::wgmma_wait<1>();
         sm90::pin(state.main);
-        if constexpr (!L::kRoomy) warpgroup_barrier();  // every warp has done with S
-        state.to_shared(s_shared(i + 1), warp, lane);
+        warpgroup_barrier();  // every warp has done with S
+        state.to_shared(s_shared, warp, lane);
         if (L::kRoomy && lane == 0) sm90::copies_out_wait_read();
         __syncwarp();
         sm90::wgmma_wait<0>();
-        sm90::pin(y);
+        y.pin();
         if constexpr (!L::kRoomy) warpgroup_barrier();  // every warp has done with x
         const uint32_t y_tile = L::kRoomy ? shared + L::kY + group * L::kXBytes : x_tile;
         head.finish_y(y, skip, x_tile, y_tile);
@@ -626,9 +667,9 @@ __global__ void __launch_bounds__(256, 1)
                 sm90::copy_box_out(maps.y_rest, y_tile + L::kMainBytes + 16 * warp * 32, head_index * kP + L::kMain, row,
                                    sequence);
             sm90::copies_out_commit();
-            if constexpr (L::kRoomy) feed.release(i);
         }
         warpgroup_barrier();  // the next S is written
+        if (L::kRoomy && lane == 0) feed.release(i);
     }
     if (lane == 0) sm90::copies_out_wait_read();  // before the block's shared memory goes
     if (args.final_state && segment == args.cut.segments - 1)

@@ -12,8 +12,8 @@ namespace {
 
 constexpr int kColumnLanes = 16, kColumnSlices = 32;
 
-// A block sums W * kColumnLanes columns of one sequence. Slice s takes tokens s, s + kColumnSlices, ...; then the
-// slices are added in order.
+// A block sums W * kColumnLanes columns of one sequence. Slice s takes tokens s, s + kColumnSlices, ...; then
+// the slices are added in order.
 template <int W>
 __global__ void __launch_bounds__(kColumnLanes* kColumnSlices)
     sum_columns(const bf16* x, float* out, int64_t batch, int64_t time, int64_t width) {
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kColumnLanes* kColumnSlices)
 // ---- squared norm
 
 constexpr int kNormThreads = 256;
-constexpr int64_t kNormPiece = 16384;   // elements of one block, at least
+constexpr int64_t kNormPiece = 16384;  // elements of one block, at least
 constexpr int64_t kNormBlocks = 2048;  // at most
 
 int64_t norm_blocks(int64_t count) { return std::min(div_up(count, kNormPiece), kNormBlocks); }
@@ -63,7 +63,8 @@ struct alignas(sizeof(T) * W) Elements {
     T values[W];
 };
 
-// Thread i of all threads sums vectors i, i + threads, ... and the elements after the last whole vector likewise.
+// Thread i of all threads sums vectors i, i + threads, ... and the elements after the last whole vector
+// likewise.
 template <class T, int W>
 __global__ void __launch_bounds__(kNormThreads) sum_squares(const T* x, int64_t count, double* partials) {
     __shared__ double warps[kWarp];
@@ -76,16 +77,18 @@ __global__ void __launch_bounds__(kNormThreads) sum_squares(const T* x, int64_t 
 #pragma unroll
         for (int j = 0; j < W; ++j) sum = fma(to_double(held.values[j]), to_double(held.values[j]), sum);
     }
-    for (int64_t i = count / W * W + thread; i < count; i += threads) sum = fma(to_double(x[i]), to_double(x[i]), sum);
-    sum = block_sum(sum, warps);
+    for (int64_t i = count / W * W + thread; i < count; i += threads)
+        sum = fma(to_double(x[i]), to_double(x[i]), sum);
+    sum = row_sum(sum, warps);
     if (threadIdx.x == 0) partials[blockIdx.x] = sum;
 }
 
-__global__ void __launch_bounds__(kNormThreads) add_partials(const double* partials, int64_t count, double* total) {
+__global__ void __launch_bounds__(kNormThreads)
+    add_partials(const double* partials, int64_t count, double* total) {
     __shared__ double warps[kWarp];
     double sum = 0;
     for (int64_t i = threadIdx.x; i < count; i += kNormThreads) sum += partials[i];
-    sum = block_sum(sum, warps);
+    sum = row_sum(sum, warps);
     if (threadIdx.x == 0) *total = sum;
 }
 
@@ -114,7 +117,8 @@ __device__ void put(float* to, double value) { *to = static_cast<float>(value); 
 __device__ void put(bf16* to, double value) { *to = __double2bfloat16(value); }
 
 template <class T>
-__global__ void __launch_bounds__(kRandomThreads) draw_normals(T* out, int64_t count, uint64_t key, double scale) {
+__global__ void __launch_bounds__(kRandomThreads)
+    draw_normals(T* out, int64_t count, uint64_t key, double scale) {
     for (int64_t i = int64_t{blockIdx.x} * kRandomThreads + threadIdx.x; i < count;
          i += int64_t{gridDim.x} * kRandomThreads)
         put(out + i, scale * normal(key, i));
@@ -124,8 +128,8 @@ template <class T>
 void draw_normals(const Context& context, T* out, const RandomNormal& args) {
     const int64_t count = args.out.elements();
     if (count == 0) return;
-    draw_normals<<<grid_size(div_up(count, kRandomThreads)), kRandomThreads, 0, context.stream>>>(out, count,
-                                                                                              args.key, args.scale);
+    draw_normals<<<grid_size(div_up(count, kRandomThreads)), kRandomThreads, 0, context.stream>>>(
+        out, count, args.key, args.scale);
     MP_CUDA_LAUNCHED();
 }
 
@@ -162,7 +166,8 @@ void run(const Context& context, const SquaredNorm& args) {
         sum_squares(context, bf16_data(args.x), count, partials);
     add_partials<<<1, kNormThreads, 0, context.stream>>>(partials, blocks, partials + blocks);
     MP_CUDA_LAUNCHED();
-    MP_CUDA(cudaMemcpyAsync(args.out, partials + blocks, sizeof(double), cudaMemcpyDeviceToHost, context.stream));
+    MP_CUDA(
+        cudaMemcpyAsync(args.out, partials + blocks, sizeof(double), cudaMemcpyDeviceToHost, context.stream));
     MP_CUDA(cudaStreamSynchronize(context.stream));
 }
 

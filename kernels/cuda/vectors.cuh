@@ -1,4 +1,5 @@
-// bf16 in memory, float32 in registers: vectors of up to 16 bytes, and sums over a warp or a block in a fixed order.
+// bf16 in memory, float32 in registers: vectors of up to 16 bytes, and sums over a warp or a block in a fixed
+// order.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -38,8 +39,13 @@ struct Packed {
     uint32_t pairs[(W + 1) / 2];
 };
 
-// Data that is read once passes through the caches without displacing what is read again.
+// Data that is read once, and results that do not stay in cache until they are read, pass without displacing
+// what is read again.
 enum class Reuse { once, again };
+
+// How results of that many bytes are stored: small ones are likely still in cache (L2: 40 MiB and more) when
+// read.
+inline Reuse reuse_of(int64_t bytes) { return bytes > (int64_t{16} << 20) ? Reuse::once : Reuse::again; }
 
 template <int W, Reuse kReuse = Reuse::once>
 __device__ inline Packed<W> load(const bf16* from) {
@@ -58,13 +64,24 @@ __device__ inline Packed<W> load(const bf16* from) {
 }
 
 template <int W>
-__device__ inline void store(bf16* to, const Packed<W>& v) {
-    if constexpr (W == 8)
-        *reinterpret_cast<uint4*>(to) = make_uint4(v.pairs[0], v.pairs[1], v.pairs[2], v.pairs[3]);
-    else if constexpr (W == 4)
-        *reinterpret_cast<uint2*>(to) = make_uint2(v.pairs[0], v.pairs[1]);
-    else
+__device__ inline void store(bf16* to, const Packed<W>& v, Reuse reuse) {
+    if constexpr (W == 8) {
+        uint4* at = reinterpret_cast<uint4*>(to);
+        const uint4 bits = make_uint4(v.pairs[0], v.pairs[1], v.pairs[2], v.pairs[3]);
+        if (reuse == Reuse::once)
+            __stcs(at, bits);
+        else
+            *at = bits;
+    } else if constexpr (W == 4) {
+        uint2* at = reinterpret_cast<uint2*>(to);
+        const uint2 bits = make_uint2(v.pairs[0], v.pairs[1]);
+        if (reuse == Reuse::once)
+            __stcs(at, bits);
+        else
+            *at = bits;
+    } else {
         *reinterpret_cast<uint16_t*>(to) = static_cast<uint16_t>(v.pairs[0]);
+    }
 }
 
 // A bf16 is the upper half of a float.
@@ -120,43 +137,45 @@ __device__ inline T warp_sum(T value) {
     return value;
 }
 
-// The sum over a block of whole warps, the same bits in every thread; `partials` holds one value per warp and
-// must not be written again before the next barrier of the block.
+// The sum over the blockDim.x threads (whole warps) of the same threadIdx.y, the same bits in each;
+// `partials` holds a value per warp of the block and must not be written again before the block's next
+// barrier.
 template <class T>
-__device__ inline T block_sum(T value, T* partials) {
-    const int thread = threadIdx.x + threadIdx.y * blockDim.x;
-    const int warps = static_cast<int>(blockDim.x * blockDim.y) / kWarp;
+__device__ inline T row_sum(T value, T* partials) {
+    const int warps = static_cast<int>(blockDim.x) / kWarp;
+    T* row = partials + threadIdx.y * warps;
     value = warp_sum(value);
-    if (thread % kWarp == 0) partials[thread / kWarp] = value;
+    if (threadIdx.x % kWarp == 0) row[threadIdx.x / kWarp] = value;
     __syncthreads();
-    T sum = partials[0];
-    for (int warp = 1; warp < warps; ++warp) sum += partials[warp];
+    T sum = row[0];
+    for (int warp = 1; warp < warps; ++warp) sum += row[warp];
     return sum;
 }
 
 // ---- rows held in registers
 
-// How a row of `vectors` vectors of 8 is spread: thread i of `threads` holds vectors i, i + threads, ...; depends on
-// the row's length alone, as does the order of sums over it. threads 0: too long to be held.
+// How a row of `vectors` vectors of 8 is spread: thread i of `threads` holds vectors i, i + threads, ...;
+// depends on the row's length alone, as does the order of sums over it. threads 0: too long to be held.
 struct RowLayout {
-    static constexpr int kMostHeld = 4, kMostThreads = 512;
+    static constexpr int kMostThreads = 512, kBlockThreads = 256;
     int held = 0, threads = 0;
 
-    bool one_warp() const { return threads == kWarp; }
     bool fits() const { return threads > 0; }
+    bool one_warp() const { return threads == kWarp; }
+    // Rows of one block.
+    int together() const { return std::max(1, kBlockThreads / threads); }
 };
 
+// A warp holds up to 4 vectors a lane; longer rows are spread over more threads of 2 vectors each, the
+// longest of 4.
 inline RowLayout row_layout(int64_t vectors) {
-    if (vectors <= kWarp * RowLayout::kMostHeld)
-        return {.held = static_cast<int>(div_up(std::max<int64_t>(vectors, 1), kWarp)), .threads = kWarp};
-    RowLayout best;
-    for (int held = RowLayout::kMostHeld; held >= 3; --held) {
-        const int64_t threads = div_up(div_up(vectors, held), kWarp) * kWarp;
-        const bool fewer_idle = !best.fits() || threads * held < int64_t{best.threads} * best.held;
-        if (threads <= RowLayout::kMostThreads && fewer_idle)
-            best = {.held = held, .threads = static_cast<int>(threads)};
+    const auto warps = [&](int held) { return div_up(vectors, int64_t{held} * kWarp); };
+    if (warps(4) <= 1) return {.held = std::max(1, static_cast<int>(warps(1))), .threads = kWarp};
+    for (const int held : {2, 4}) {
+        const int64_t threads = warps(held) * kWarp;
+        if (threads <= RowLayout::kMostThreads) return {.held = held, .threads = static_cast<int>(threads)};
     }
-    return best;
+    return {};
 }
 
 }  // namespace minipuzzle::cuda

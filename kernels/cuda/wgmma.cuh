@@ -47,12 +47,18 @@ __device__ inline void barrier_wait(uint32_t barrier, uint32_t parity) {
 __device__ inline void named_barrier(int id, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
-// Adds 1 to a counter in shared memory and returns what was there; orders the memory accesses around it.
+// Adds 1 to a counter in shared memory and returns what was there. Relaxed: enough to say that reads are done, as their
+// values have arrived.
 __device__ inline uint32_t count_up(uint32_t counter) {
     uint32_t before;
-    asm volatile("atom.acq_rel.cta.shared::cta.add.u32 %0, [%1], 1;" : "=r"(before) : "r"(counter) : "memory");
+    asm volatile("atom.relaxed.cta.shared::cta.add.u32 %0, [%1], 1;" : "=r"(before) : "r"(counter) : "memory");
     return before;
 }
+
+// Where the kernel before in the stream may still run (programmatic dependent launch): waits until it is done and its
+// writes are seen; and lets the kernel after start.
+__device__ inline void wait_for_kernel_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+__device__ inline void let_next_kernel_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 // What this thread wrote to shared memory by ordinary stores becomes visible to wgmma and the copy engine (after a
 // barrier, for other threads' use of them).
 __device__ inline void fence_async_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
@@ -117,16 +123,19 @@ __host__ __device__ constexpr uint32_t swizzled(uint32_t row, uint32_t piece) {
     return row * kWidth + ((piece ^ ((row * kWidth / 128) % (kWidth / 16))) << 4);
 }
 
-// A matrix descriptor. For both kinds of operand eight rows of a tile, as the copy engine writes them, are one unit,
-// and `stride` is the distance of units along the rows: rows are M or N where the operand is contiguous along K ("K
-// major"), and K where it is contiguous along M or N. `leading` is then the distance of tiles along M or N, of no
-// meaning for K major operands.
+// A matrix descriptor, as two halves so that moving along an operand is one 32-bit addition. For both kinds of operand
+// eight rows of a tile, as the copy engine writes them, are one unit, and `stride` is the distance of units along the
+// rows: rows are M or N where the operand is contiguous along K ("K major"), and K where it is contiguous along M or
+// N. `leading` is then the distance of tiles along M or N, of no meaning for K major operands.
+struct Descriptor {
+    uint32_t low, high;
+    __device__ Descriptor operator+(uint32_t bytes) const { return {low + (bytes >> 4), high}; }
+};
 template <Swizzle kSwizzle>
-__device__ inline uint64_t descriptor(uint32_t address, uint32_t leading) {
-    constexpr uint64_t kMode = kSwizzle == Swizzle::b128 ? 1 : kSwizzle == Swizzle::b64 ? 2 : 3;
-    constexpr uint64_t kStride = 8 * static_cast<uint64_t>(kSwizzle);
-    return (kMode << 62) | ((kStride >> 4) << 32) | (static_cast<uint64_t>((leading & 0x3ffff) >> 4) << 16) |
-           ((address & 0x3ffff) >> 4);
+__device__ inline Descriptor descriptor(uint32_t address, uint32_t leading) {
+    constexpr uint32_t kMode = kSwizzle == Swizzle::b128 ? 1 : kSwizzle == Swizzle::b64 ? 2 : 3;
+    constexpr uint32_t kStride = 8 * static_cast<uint32_t>(kSwizzle);
+    return {(address >> 4) | (leading >> 4 << 16), kMode << 30 | kStride >> 4};
 }
 
 __device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -142,10 +151,12 @@ __device__ inline void pin(float (&values)[kCount]) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(values[i])::"memory");
 }
-template <int kCount>
-__device__ inline void pin(uint32_t (&values)[kCount]) {
+template <int kRows, int kColumns>
+__device__ inline void set_zero(uint32_t (&values)[kRows][kColumns]) {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(values[i])::"memory");
+    for (auto& row : values)
+#pragma unroll
+        for (uint32_t& value : row) value = 0;
 }
 
 // d += A B (d = A B where !accumulate) with A [64, 16], B [16, kColumns], d as the accumulator of one warpgroup:
@@ -159,9 +170,8 @@ struct Wgmma;
 #define MP_NAMES_16 MP_NAMES_8 ", " MP_LIST_8(8, 9, 10, 11, 12, 13, 14, 15)
 #define MP_NAMES_32 \
     MP_NAMES_16 ", " MP_LIST_8(16, 17, 18, 19, 20, 21, 22, 23) ", " MP_LIST_8(24, 25, 26, 27, 28, 29, 30, 31)
-#define MP_NAMES_40 MP_NAMES_32 ", " MP_LIST_8(32, 33, 34, 35, 36, 37, 38, 39)
 #define MP_NAMES_64                                                                                        \
-    MP_NAMES_40 ", " MP_LIST_8(40, 41, 42, 43, 44, 45, 46, 47) ", " MP_LIST_8(48, 49, 50, 51, 52, 53, 54, 55) \
+    MP_NAMES_32 ", " MP_LIST_8(32, 33, 34, 35, 36, 37, 38, 39) ", " MP_LIST_8(40, 41, 42, 43, 44, 45, 46, 47) ", " MP_LIST_8(48, 49, 50, 51, 52, 53, 54, 55) \
         ", " MP_LIST_8(56, 57, 58, 59, 60, 61, 62, 63)
 #define MP_NAMES_128                                                                                                  \
     MP_NAMES_64 ", " MP_LIST_8(64, 65, 66, 67, 68, 69, 70, 71) ", " MP_LIST_8(72, 73, 74, 75, 76, 77, 78, 79) ", "     \
@@ -174,40 +184,39 @@ struct Wgmma;
         "+f"(d[i + 7])
 #define MP_OUT_16(d, i) MP_OUT_8(d, i), MP_OUT_8(d, i + 8)
 #define MP_OUT_32(d, i) MP_OUT_16(d, i), MP_OUT_16(d, i + 16)
-#define MP_OUT_40(d, i) MP_OUT_32(d, i), MP_OUT_8(d, i + 32)
 #define MP_OUT_64(d, i) MP_OUT_32(d, i), MP_OUT_32(d, i + 32)
 #define MP_OUT_128(d, i) MP_OUT_64(d, i), MP_OUT_64(d, i + 64)
 
 // `k0` ... number the operands behind the `registers` accumulators.
-#define MP_DEFINE_WGMMA(columns, registers, k0, k1, k2, k3, k4, k5)                                               \
-    template <>                                                                                                   \
-    struct Wgmma<columns> {                                                                                       \
-        /* A and B in shared memory, both K major. */                                                             \
-        static __device__ void shared(float* d, uint64_t a, uint64_t b, int accumulate) {                         \
-            asm volatile(                                                                                         \
-                "{\n.reg .pred p;\nsetp.ne.b32 p, %" #k2                                                          \
-                ", 0;\nwgmma.mma_async.sync.aligned.m64n" #columns                                                \
-                "k16.f32.bf16.bf16 {" MP_NAMES_##registers "}, %" #k0 ", %" #k1 ", p, 1, 1, 0, 0;\n}\n"           \
-                : MP_OUT_##registers(d, 0)                                                                        \
-                : "l"(a), "l"(b), "r"(accumulate));                                                               \
-        }                                                                                                         \
-        /* A in registers, B in shared memory contiguous along N. */                                              \
-        static __device__ void registers_by_shared(float* d, const uint32_t (&a)[4], uint64_t b, int accumulate) { \
-            asm volatile(                                                                                         \
-                "{\n.reg .pred p;\nsetp.ne.b32 p, %" #k5                                                          \
-                ", 0;\nwgmma.mma_async.sync.aligned.m64n" #columns                                                \
-                "k16.f32.bf16.bf16 {" MP_NAMES_##registers "}, {%" #k0 ", %" #k1 ", %" #k2 ", %" #k3 "}, %" #k4   \
-                ", p, 1, 1, 1;\n}\n"                                                                              \
-                : MP_OUT_##registers(d, 0)                                                                        \
-                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));                           \
-        }                                                                                                         \
+#define MP_DEFINE_WGMMA(columns, registers, k0, k1, k2, k3, k4, k5, k6, k7)                                               \
+    template <>                                                                                                       \
+    struct Wgmma<columns> {                                                                                           \
+        /* A and B in shared memory, both K major. */                                                                 \
+        static __device__ void shared(float* d, Descriptor a, Descriptor b, int accumulate) {                         \
+            asm volatile(                                                                                             \
+                "{\n.reg .pred p;\n.reg .b64 a, b;\nsetp.ne.b32 p, %" #k4 ", 0;\nmov.b64 a, {%" #k0 ", %" #k1         \
+                "};\nmov.b64 b, {%" #k2 ", %" #k3 "};\nwgmma.mma_async.sync.aligned.m64n" #columns                    \
+                "k16.f32.bf16.bf16 {" MP_NAMES_##registers "}, a, b, p, 1, 1, 0, 0;\n}\n"                             \
+                : MP_OUT_##registers(d, 0)                                                                            \
+                : "r"(a.low), "r"(a.high), "r"(b.low), "r"(b.high), "r"(accumulate));                                 \
+        }                                                                                                             \
+        /* A in registers, B in shared memory: kAlongN says contiguous along N, else K major. */                      \
+        template <bool kAlongN>                                                                                       \
+        static __device__ void registers_by_shared(float* d, const uint32_t (&a)[4], Descriptor b, int accumulate) {  \
+            asm volatile(                                                                                             \
+                "{\n.reg .pred p;\n.reg .b64 b;\nsetp.ne.b32 p, %" #k6 ", 0;\nmov.b64 b, {%" #k4 ", %" #k5            \
+                "};\nwgmma.mma_async.sync.aligned.m64n" #columns "k16.f32.bf16.bf16 {" MP_NAMES_##registers           \
+                "}, {%" #k0 ", %" #k1 ", %" #k2 ", %" #k3 "}, b, p, 1, 1, %" #k7 ";\n}\n"                             \
+                : MP_OUT_##registers(d, 0)                                                                            \
+                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.low), "r"(b.high), "r"(accumulate),               \
+                  "n"(kAlongN ? 1 : 0));                                                                              \
+        }                                                                                                             \
     }
 
-MP_DEFINE_WGMMA(16, 8, 8, 9, 10, 11, 12, 13);
-MP_DEFINE_WGMMA(32, 16, 16, 17, 18, 19, 20, 21);
-MP_DEFINE_WGMMA(64, 32, 32, 33, 34, 35, 36, 37);
-MP_DEFINE_WGMMA(80, 40, 40, 41, 42, 43, 44, 45);
-MP_DEFINE_WGMMA(128, 64, 64, 65, 66, 67, 68, 69);
-MP_DEFINE_WGMMA(256, 128, 128, 129, 130, 131, 132, 133);
+MP_DEFINE_WGMMA(16, 8, 8, 9, 10, 11, 12, 13, 14, 15);
+MP_DEFINE_WGMMA(32, 16, 16, 17, 18, 19, 20, 21, 22, 23);
+MP_DEFINE_WGMMA(64, 32, 32, 33, 34, 35, 36, 37, 38, 39);
+MP_DEFINE_WGMMA(128, 64, 64, 65, 66, 67, 68, 69, 70, 71);
+MP_DEFINE_WGMMA(256, 128, 128, 129, 130, 131, 132, 133, 134, 135);
 
 }  // namespace minipuzzle::cuda::sm90

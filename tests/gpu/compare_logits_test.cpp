@@ -163,7 +163,7 @@ void check_close(const Results& actual, const Results& expected, double scale, i
 
 }  // namespace
 
-TEST_CASE("on a GPU many models' logits compare with one base's as on the CPU", "[gpu]") {
+TEST_CASE("on a GPU many models' logits compare with one base's as on the CPU", "[gpu][small]") {
     Backend* gpu = cuda_backend();
     if (!gpu) return;
     struct Shape {
@@ -183,7 +183,7 @@ TEST_CASE("on a GPU many models' logits compare with one base's as on the CPU", 
     check_close(on_gpu(*gpu, models, targets), on_cpu(models, targets), shape.scale, shape.vocabulary);
 }
 
-TEST_CASE("on a GPU a variant equal to the base differs by exactly nothing", "[gpu]") {
+TEST_CASE("on a GPU a variant equal to the base differs by exactly nothing", "[gpu][small]") {
     Backend* gpu = cuda_backend();
     if (!gpu) return;
     const int64_t vocabulary = GENERATE(1000, 1001, 20000);
@@ -198,7 +198,7 @@ TEST_CASE("on a GPU a variant equal to the base differs by exactly nothing", "[g
     }
 }
 
-TEST_CASE("on a GPU the lowest of equal logits counts, and NaN passes through", "[gpu]") {
+TEST_CASE("on a GPU the lowest of equal logits counts, and NaN passes through", "[gpu][small]") {
     Backend* gpu = cuda_backend();
     if (!gpu) return;
     Lm base(3, 9000, 8, 1, 65);

@@ -38,6 +38,9 @@ class RecordingBackend final : public Backend {
     void reserve_scratch(int64_t bytes) override { inner_.reserve_scratch(bytes); }
     void zero(const Tensor& tensor) override { inner_.zero(tensor); }
     void synchronize() override { inner_.synchronize(); }
+    double elapsed_ms(const std::function<void()>& operations) override {
+        return inner_.elapsed_ms(operations);
+    }
 #define MINIPUZZLE_RECORD(Operation)                \
     void run(const Operation& operation) override { \
         ran.insert(#Operation);                     \

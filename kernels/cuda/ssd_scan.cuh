@@ -1,15 +1,15 @@
-// The selective scan on tensor cores of compute capability 9.0a. A block takes two heads of one group, which share B
-// and C in shared memory; a warpgroup carries one head's state S^T [P, N] in registers along the sequence, chunks of
-// 64 tokens at a time. With s and u of ssd_steps.cuh, per chunk and head,
+// The selective scan on tensor cores of compute capability 9.0a. A block takes two heads of one group, which
+// share B and C in shared memory; a warpgroup carries one head's state S^T [P, N] in registers along the
+// sequence, chunks of 64 tokens at a time. With s and u of ssd_steps.cuh, per chunk and head,
 //   scores = C B^T                                         [64, 64]
 //   M_ij   = scores_ij 2^(s_i - u_j) for j <= i, else 0    rounded to bf16, in registers
 //   y_i    = 2^(s_i) (C S)_i + (M X)_i + D x_i
 //   S^T    = 2^(s_last) S^T + X'^T B,   X'_j = 2^(s_last - u_j) x_j rounded to bf16, in registers
-// all four products on wgmma, accumulating in float32. S goes to shared memory as bf16 for C S only. Where P is 80, the
-// state's last 16 rows are computed by mma.sync, each warp taking a quarter of the columns.
+// all four products on wgmma, accumulating in float32. S goes to shared memory as bf16 for C S only. Where P
+// is 80, the state's last 16 rows are computed by mma.sync, each warp taking a quarter of the columns.
 //
-// Warpgroups wait for one another only where a stage is refilled: each warp counts itself out of a stage when it no
-// longer reads it, and the one that is last starts the copies of the chunk that comes there next.
+// Warpgroups wait for one another only where a stage is refilled: each warp counts itself out of a stage when
+// it no longer reads it, and the one that is last starts the copies of the chunk that comes there next.
 #pragma once
 
 #include "kernels/cuda/ssd_steps.cuh"
@@ -17,8 +17,9 @@
 
 namespace minipuzzle::cuda::ssd {
 
-// How a sequence is cut, from its length and the model's sizes alone: `segments` blocks walk a sequence at the same
-// time. The state that enters a segment is summed from `parts` local states, each of `part_chunks` chunks.
+// How a sequence is cut, from its length and the model's sizes alone: `segments` blocks walk a sequence at
+// the same time. The state that enters a segment is summed from `parts` local states, each of `part_chunks`
+// chunks.
 struct Cut {
     int chunks = 0, segments = 1, segment_chunks = 0, parts_per_segment = 1, part_chunks = 0;
     int parts() const { return (segments - 1) * parts_per_segment; }
@@ -27,16 +28,16 @@ struct Cut {
 struct ScanArgs {
     Cut cut;
     int heads = 0, heads_per_group = 0;
-    int b_column = 0, c_column = 0;   // of group 0 in xbc
-    const float* steps = nullptr;     // [B, H / 2, chunks, kStepFloats]
-    const int32_t* marks = nullptr;   // [B, chunks, kChunk], where there are documents
-    const float* skip = nullptr;      // D, [H]
-    const float* initial = nullptr;   // [B, H, P, N] or null
-    float* final_state = nullptr;     // [B, H, P, N] or null
-    float* chunk_states = nullptr;    // [B, state_chunks * H, P, N] or null
+    int b_column = 0, c_column = 0;         // of group 0 in xbc
+    const float* steps = nullptr;           // [B, H / 2, chunks, kStepFloats]
+    const int32_t* marks = nullptr;         // [B, chunks, kChunk], where there are documents
+    const float* skip = nullptr;            // D, [H]
+    const float* initial = nullptr;         // [B, H, P, N] or null
+    float* final_state = nullptr;           // [B, H, P, N] or null
+    float* chunk_states = nullptr;          // [B, state_chunks * H, P, N] or null
     int state_every = 1, state_chunks = 0;  // one state kept every so many chunks of ours; how many in all
-    float* part_states = nullptr;     // [B, parts, H, P, N]
-    float* part_decays = nullptr;     // [B, parts, H]
+    float* part_states = nullptr;           // [B, parts, H, P, N]
+    float* part_decays = nullptr;           // [B, parts, H]
 };
 
 struct ScanMaps {
@@ -47,7 +48,8 @@ struct ScanMaps {
 // Sizes and places in shared memory.
 template <int kP, int kN, bool kPartial>
 struct Layout {
-    static constexpr int kMain = kP < 64 ? kP : 64, kRest = kP - kMain;  // x's columns, in two tiles where P is 80
+    static constexpr int kMain = kP < 64 ? kP : 64,
+                         kRest = kP - kMain;  // x's columns, in two tiles where P is 80
     static constexpr sm90::Swizzle kSwizzle = kMain == 64 ? sm90::Swizzle::b128 : sm90::Swizzle::b64;
     static constexpr int kStateBlocks = kN / 64;  // of 64 state columns: 128 bytes, one swizzled row
     static constexpr int kMainBytes = kChunk * kMain * 2, kXBytes = kChunk * kP * 2;
@@ -136,24 +138,24 @@ struct Feed {
             const int column = (2 * pair + h) * kP;
             sm90::copy_box_in(to + h * L::kXBytes, maps.x, barrier, column, row, sequence);
             if constexpr (L::kRest > 0)
-                sm90::copy_box_in(to + h * L::kXBytes + L::kMainBytes, maps.x_rest, barrier, column + L::kMain, row,
-                                  sequence);
+                sm90::copy_box_in(to + h * L::kXBytes + L::kMainBytes, maps.x_rest, barrier,
+                                  column + L::kMain, row, sequence);
         }
         for (int block = 0; block < L::kStateBlocks; ++block) {
             const int column = group * kN + block * 64;
-            sm90::copy_box_in(to + L::kB + block * L::kBlockBytes, maps.bc, barrier, args.b_column + column, row,
-                              sequence);
+            sm90::copy_box_in(to + L::kB + block * L::kBlockBytes, maps.bc, barrier, args.b_column + column,
+                              row, sequence);
             if constexpr (!kPartial)
-                sm90::copy_box_in(to + L::kC + block * L::kBlockBytes, maps.bc, barrier, args.c_column + column, row,
-                                  sequence);
+                sm90::copy_box_in(to + L::kC + block * L::kBlockBytes, maps.bc, barrier,
+                                  args.c_column + column, row, sequence);
         }
         const int64_t of_pair = static_cast<int64_t>(sequence) * (args.heads / 2) + pair;
         sm90::copy_in(shared + L::kSteps + i % L::kStages * kStepBytes,
                       args.steps + (of_pair * args.cut.chunks + chunk) * kStepFloats, kStepBytes, barrier);
         if constexpr (kDocuments)
             sm90::copy_in(shared + L::kMarks + i % L::kStages * kMarkBytes,
-                          args.marks + (static_cast<int64_t>(sequence) * args.cut.chunks + chunk) * kChunk, kMarkBytes,
-                          barrier);
+                          args.marks + (static_cast<int64_t>(sequence) * args.cut.chunks + chunk) * kChunk,
+                          kMarkBytes, barrier);
     }
     // One lane of every warp, when its warp no longer reads the i-th chunk's stage.
     __device__ void release(int i) const {
@@ -237,8 +239,8 @@ struct State {
 #pragma unroll
             for (int j = 0; j < kN / 16; ++j) {
                 const float* v = main + 8 * j;
-                sm90::store_matrices((at ^ (j % 4 << 5)) + j / 4 * (kP * 128), pack(v[0], v[1]), pack(v[2], v[3]),
-                                     pack(v[4], v[5]), pack(v[6], v[7]));
+                sm90::store_matrices((at ^ (j % 4 << 5)) + j / 4 * (kP * 128), pack(v[0], v[1]),
+                                     pack(v[2], v[3]), pack(v[4], v[5]), pack(v[6], v[7]));
             }
         }
         if constexpr (kRest > 0) {
@@ -265,7 +267,8 @@ struct Output {
     }
 };
 
-// The steps of one warpgroup (one head) within a chunk. Pointers and addresses are those of the current stage.
+// The steps of one warpgroup (one head) within a chunk. Pointers and addresses are those of the current
+// stage.
 template <int kP, int kN, bool kDocuments, bool kPartial>
 struct Head {
     using L = Layout<kP, kN, kPartial>;
@@ -316,7 +319,8 @@ struct Head {
     __device__ void add_to_state(float (&state)[kN / 2], const uint32_t (&x)[4][4], uint32_t b) const {
         const sm90::Descriptor of_b = sm90::descriptor<kWide>(b, L::kBlockBytes);
 #pragma unroll
-        for (int k = 0; k < 4; ++k) sm90::Wgmma<kN>::template registers_by_shared<true>(state, x[k], of_b + k * 16 * 128, 1);
+        for (int k = 0; k < 4; ++k)
+            sm90::Wgmma<kN>::template registers_by_shared<true>(state, x[k], of_b + k * 16 * 128, 1);
     }
     // The last 16 rows.
     __device__ void add_to_rest(State<kP, kN>& state, const uint32_t (&x)[4][4], uint32_t b) const {
@@ -336,7 +340,8 @@ struct Head {
     }
     static __device__ void multiply_16_by_8(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
         asm volatile(
-            "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+            "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, "
+            "%9}, "
             "{%0, %1, %2, %3};"
             : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
@@ -362,7 +367,8 @@ struct Head {
     // y = C S, asynchronous.
     __device__ void start_y(Output& y, const OperandC& c, uint32_t state) const {
         multiply_c<L::kMain>(y.main, c, state, L::kStateBlockBytes);
-        if constexpr (L::kRest > 0) multiply_c<L::kRest>(y.rest, c, state + L::kMain * 128, L::kStateBlockBytes);
+        if constexpr (L::kRest > 0)
+            multiply_c<L::kRest>(y.rest, c, state + L::kMain * 128, L::kStateBlockBytes);
     }
     // C times kColumns rows of an operand whose blocks of 64 state columns lie so many bytes apart.
     template <int kColumns>
@@ -383,12 +389,14 @@ struct Head {
         const sm90::Descriptor of_x = sm90::descriptor<L::kSwizzle>(x_tile, 0);
 #pragma unroll
         for (int k = 0; k < 4; ++k)
-            sm90::Wgmma<L::kMain>::template registers_by_shared<true>(y.main, m[k], of_x + k * 16 * 2 * L::kMain, 1);
+            sm90::Wgmma<L::kMain>::template registers_by_shared<true>(y.main, m[k],
+                                                                      of_x + k * 16 * 2 * L::kMain, 1);
         if constexpr (L::kRest > 0) {
             const sm90::Descriptor of_rest = sm90::descriptor<kNarrow>(x_tile + L::kMainBytes, 0);
 #pragma unroll
             for (int k = 0; k < 4; ++k)
-                sm90::Wgmma<L::kRest>::template registers_by_shared<true>(y.rest, m[k], of_rest + k * 16 * 2 * L::kRest, 1);
+                sm90::Wgmma<L::kRest>::template registers_by_shared<true>(y.rest, m[k],
+                                                                          of_rest + k * 16 * 2 * L::kRest, 1);
         }
     }
 
@@ -445,7 +453,7 @@ struct Head {
         const int row = 16 * warp + lane % 16, high = lane / 16;
         const uint32_t at = sm90::swizzled<L::kSwizzle>(row, high);
 #pragma unroll
-        for (int j = 0; j < L::kMain / 16; ++j) 
+        for (int j = 0; j < L::kMain / 16; ++j)
             finish_16(y.main + 8 * j, skip, x_tile + (at ^ (j << 5)), y_tile + (at ^ (j << 5)));
         if constexpr (L::kRest > 0) {
             const uint32_t rest = L::kMainBytes + sm90::swizzled<kNarrow>(row, high);
@@ -462,8 +470,8 @@ struct Head {
     }
 };
 
-// Local states of the parts: what a part's tokens leave behind when it starts from zero, and by how much it makes an
-// entering state decay. grid (H / 2) * parts * B, 256 threads.
+// Local states of the parts: what a part's tokens leave behind when it starts from zero, and by how much it
+// makes an entering state decay. grid (H / 2) * parts * B, 256 threads.
 template <int kP, int kN, bool kDocuments>
 __global__ void __launch_bounds__(256, 1)
     sum_parts(const __grid_constant__ ScanMaps maps, const __grid_constant__ ScanArgs args) {
@@ -471,10 +479,12 @@ __global__ void __launch_bounds__(256, 1)
     using L = Layout<kP, kN, true>;
     extern __shared__ __align__(1024) unsigned char memory[];
     const int pairs = args.heads / 2, parts = (args.cut.segments - 1) * args.cut.parts_per_segment;
-    const int pair = blockIdx.x % pairs, part = blockIdx.x / pairs % parts, sequence = blockIdx.x / pairs / parts;
+    const int pair = blockIdx.x % pairs, part = blockIdx.x / pairs % parts,
+              sequence = blockIdx.x / pairs / parts;
     const int first = part * args.cut.part_chunks;
     const int count = min(args.cut.part_chunks, args.cut.chunks - first);
-    const Feed<kP, kN, kDocuments, true> feed{maps, args, sm90::shared_address(memory), sequence, pair, first, count};
+    const Feed<kP, kN, kDocuments, true> feed{maps,  args, sm90::shared_address(memory), sequence, pair,
+                                              first, count};
     if (threadIdx.x == 0) feed.set_up();
     sm90::let_next_kernel_start();
     sm90::wait_for_kernel_before();
@@ -484,12 +494,14 @@ __global__ void __launch_bounds__(256, 1)
     __syncthreads();
 
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0), lane = threadIdx.x % 32;
-    const Head<kP, kN, kDocuments, true> head{__shfl_sync(~0u, static_cast<int>(threadIdx.x / 32 % 4), 0), lane};
+    const Head<kP, kN, kDocuments, true> head{__shfl_sync(~0u, static_cast<int>(threadIdx.x / 32 % 4), 0),
+                                              lane};
     State<kP, kN> state;
     state.clear();
     float all_decay = 1;
     uint32_t x[4][4], next[4][4], rest[4][4];
-    // The operands of the i-th chunk, which are computed while the chunk before is still multiplied; and its decay.
+    // The operands of the i-th chunk, which are computed while the chunk before is still multiplied; and its
+    // decay.
     const auto fetch = [&](int i) {
         sm90::barrier_wait(feed.full(i), feed.parity(i));
         const Steps steps(memory, L::kSteps, i % L::kStages, group);
@@ -506,8 +518,8 @@ __global__ void __launch_bounds__(256, 1)
         const uint32_t b = feed.stage(i) + L::kB;
         state.scale(decay);
         all_decay *= decay;
-        // x is read until the product is done, but the compiler would give its registers to `next` before: the choice,
-        // which it cannot see through, keeps both.
+        // x is read until the product is done, but the compiler would give its registers to `next` before:
+        // the choice, which it cannot see through, keeps both.
         const bool keep = args.heads < 0;
 #pragma unroll
         for (int k = 0; k < 4; ++k)
@@ -533,12 +545,13 @@ __global__ void __launch_bounds__(256, 1)
 
 // The state that enters a segment: the initial state, then the local states of the parts before, in order.
 template <int kP, int kN>
-__device__ void enter_segment(State<kP, kN>& state, const ScanArgs& args, int sequence, int segment, int head, int warp,
-                              int lane) {
+__device__ void enter_segment(State<kP, kN>& state, const ScanArgs& args, int sequence, int segment, int head,
+                              int warp, int lane) {
     constexpr int kElements = kP * kN;
     const int64_t parts = (args.cut.segments - 1) * args.cut.parts_per_segment;
     if (args.initial)
-        state.read(args.initial + (static_cast<int64_t>(sequence) * args.heads + head) * kElements, warp, lane);
+        state.read(args.initial + (static_cast<int64_t>(sequence) * args.heads + head) * kElements, warp,
+                   lane);
     else
         state.clear();
     for (int part = 0; part < segment * args.cut.parts_per_segment; ++part) {
@@ -570,18 +583,24 @@ __global__ void __launch_bounds__(256, 1)
     __syncthreads();
 
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0), lane = threadIdx.x % 32;
-    const Head<kP, kN, kDocuments, false> head{__shfl_sync(~0u, static_cast<int>(threadIdx.x / 32 % 4), 0), lane};
+    const Head<kP, kN, kDocuments, false> head{__shfl_sync(~0u, static_cast<int>(threadIdx.x / 32 % 4), 0),
+                                               lane};
     const int warp = head.warp, head_index = 2 * pair + group;
     constexpr int kElements = kP * kN;
     const float skip = args.skip[head_index];
     const uint32_t s_shared = shared + L::kStates + group * L::kStateBytes;
     const auto warpgroup_barrier = [&] { sm90::named_barrier(1 + group, 128); };
+    // The warpgroups take turns at filling the tensor cores' queue; while one's products run, the other does the rest
+    // of its chunk. Left alone they fall into step, and then wait for the same products together.
+    const auto wait_for_turn = [&] { sm90::named_barrier(3 + group, 256); };
+    const auto pass_turn = [&] { sm90::named_barrier_arrive(4 - group, 256); };
 
     State<kP, kN> state;
     enter_segment(state, args, sequence, segment, head_index, warp, lane);
     state.to_shared(s_shared, warp, lane);
     sm90::fence_async_shared();
     warpgroup_barrier();
+    if (group == 1) pass_turn();  // the first is warpgroup 0's
 
     for (int i = 0; i < count; ++i) {
         const uint32_t stage = feed.stage(i), x_tile = stage + group * L::kXBytes;
@@ -591,7 +610,8 @@ __global__ void __launch_bounds__(256, 1)
         const int first_token = kDocuments ? marks.first(kChunk - 1) : 0;
         if (args.chunk_states && (first + i) % args.state_every == 0) {
             const int64_t row =
-                (static_cast<int64_t>(sequence) * args.state_chunks + (first + i) / args.state_every) * args.heads;
+                (static_cast<int64_t>(sequence) * args.state_chunks + (first + i) / args.state_every) *
+                args.heads;
             const float entering = kDocuments && !marks.reached(0) ? 0.f : 1.f;
             state.write(args.chunk_states + (row + head_index) * kElements, entering, warp, lane);
         }
@@ -604,6 +624,10 @@ __global__ void __launch_bounds__(256, 1)
         uint32_t x[4][4], m[4][4];
         typename Head<kP, kN, kDocuments, false>::OperandC c{stage + L::kC, {}};
         head.read_c(c);
+        head.main_x(x_tile, steps, first_token, x);
+
+        wait_for_turn();
+        sm90::pin(state.main);
         sm90::wgmma_fence();
         head.start_scores(scores, c, stage + L::kB);
         sm90::wgmma_commit();
@@ -611,11 +635,9 @@ __global__ void __launch_bounds__(256, 1)
             head.start_y(y, c, s_shared);
             sm90::wgmma_commit();
         }
-        head.main_x(x_tile, steps, first_token, x);
-        sm90::pin(state.main);
-        sm90::wgmma_fence();
         head.add_to_state(state.main, x, stage + L::kB);
         sm90::wgmma_commit();
+        if (L::kRoomy && (group == 0 || i + 1 < count)) pass_turn();
         if constexpr (L::kRest > 0) {
             uint32_t rest[4][4];
             head.rest_x(x_tile, steps, first_token, rest);
@@ -638,6 +660,7 @@ __global__ void __launch_bounds__(256, 1)
             sm90::wgmma_fence();
             head.start_y(y, c, s_shared);
             sm90::wgmma_commit();
+            if (group == 0 || i + 1 < count) pass_turn();
             sm90::wgmma_wait<0>();
         }
         y.pin();
@@ -664,8 +687,8 @@ __global__ void __launch_bounds__(256, 1)
             const int row = (first + i) * kChunk + 16 * warp;
             sm90::copy_box_out(maps.y, y_tile + 16 * warp * 2 * L::kMain, head_index * kP, row, sequence);
             if constexpr (L::kRest > 0)
-                sm90::copy_box_out(maps.y_rest, y_tile + L::kMainBytes + 16 * warp * 32, head_index * kP + L::kMain, row,
-                                   sequence);
+                sm90::copy_box_out(maps.y_rest, y_tile + L::kMainBytes + 16 * warp * 32,
+                                   head_index * kP + L::kMain, row, sequence);
             sm90::copies_out_commit();
         }
         warpgroup_barrier();  // the next S is written
@@ -673,8 +696,8 @@ __global__ void __launch_bounds__(256, 1)
     }
     if (lane == 0) sm90::copies_out_wait_read();  // before the block's shared memory goes
     if (args.final_state && segment == args.cut.segments - 1)
-        state.write(args.final_state + (static_cast<int64_t>(sequence) * args.heads + head_index) * kElements, 1.f,
-                    warp, lane);
+        state.write(args.final_state + (static_cast<int64_t>(sequence) * args.heads + head_index) * kElements,
+                    1.f, warp, lane);
 #endif
 }
 

@@ -127,11 +127,13 @@ struct Feed {
         sm90::fence_barrier_init();
     }
 
+    // A partial sum goes from its last chunk to its first.
+    __device__ int chunk(int i) const { return kPartial ? first_chunk + chunks - 1 - i : first_chunk + i; }
     // Starts the copies of the block's i-th chunk.
     __device__ void load(int i) const {
         constexpr uint32_t kBytes = L::kStageBytes + kStepBytes + (kDocuments ? kMarkBytes : 0);
         const uint32_t to = stage(i), barrier = full(i);
-        const int chunk = first_chunk + i, row = chunk * kChunk;
+        const int row = chunk(i) * kChunk;
         const int group = 2 * pair / args.heads_per_group;
         sm90::barrier_expect(barrier, kBytes);
         for (int h = 0; h < 2; ++h) {
@@ -151,10 +153,10 @@ struct Feed {
         }
         const int64_t of_pair = static_cast<int64_t>(sequence) * (args.heads / 2) + pair;
         sm90::copy_in(shared + L::kSteps + i % L::kStages * kStepBytes,
-                      args.steps + (of_pair * args.cut.chunks + chunk) * kStepFloats, kStepBytes, barrier);
+                      args.steps + (of_pair * args.cut.chunks + chunk(i)) * kStepFloats, kStepBytes, barrier);
         if constexpr (kDocuments)
             sm90::copy_in(shared + L::kMarks + i % L::kStages * kMarkBytes,
-                          args.marks + (static_cast<int64_t>(sequence) * args.cut.chunks + chunk) * kChunk,
+                          args.marks + (static_cast<int64_t>(sequence) * args.cut.chunks + chunk(i)) * kChunk,
                           kMarkBytes, barrier);
     }
     // One lane of every warp, when its warp no longer reads the i-th chunk's stage.
@@ -277,10 +279,11 @@ struct Head {
     static constexpr auto kNarrow = sm90::Swizzle::b32;
     int warp, lane;
 
-    // X'^T in A's layout, 16 tokens a row of the result: rows are channels 16 warp ... of the tile.
+    // X'^T, with X'_j = 2^(from_start - u_j) x_j, in A's layout, 16 tokens a row of the result: rows are
+    // channels 16 warp ... of the tile.
     template <sm90::Swizzle kSwizzle>
-    __device__ void scaled_x(uint32_t tile, int first_piece, const Steps& steps, int first_token,
-                             uint32_t (&x)[4][4]) const {
+    __device__ void scaled_x(uint32_t tile, int first_piece, const Steps& steps, float from_start,
+                             int first_token, uint32_t (&x)[4][4]) const {
         const uint32_t at =
             tile + sm90::swizzled<kSwizzle>(lane % 8 + lane / 16 * 8, first_piece + lane / 8 % 2);
 #pragma unroll
@@ -290,7 +293,7 @@ struct Head {
             for (int half = 0; half < 2; ++half) {
                 const int token = 16 * k + 8 * half + lane % 4 * 2;
                 const float2 of = steps.u(token);
-                float w0 = power_of_two(steps.last() - of.x), w1 = power_of_two(steps.last() - of.y);
+                float w0 = power_of_two(from_start - of.x), w1 = power_of_two(from_start - of.y);
                 if constexpr (kDocuments) {
                     if (token < first_token) w0 = 0;
                     if (token + 1 < first_token) w1 = 0;
@@ -303,16 +306,18 @@ struct Head {
             }
         }
     }
-    __device__ void main_x(uint32_t x_tile, const Steps& steps, int first_token, uint32_t (&x)[4][4]) const {
+    __device__ void main_x(uint32_t x_tile, const Steps& steps, float from_start, int first_token,
+                           uint32_t (&x)[4][4]) const {
         if (16 * warp < L::kMain) {
-            scaled_x<L::kSwizzle>(x_tile, 2 * warp, steps, first_token, x);
+            scaled_x<L::kSwizzle>(x_tile, 2 * warp, steps, from_start, first_token, x);
         } else {
             sm90::set_zero(x);
         }
     }
 
-    __device__ void rest_x(uint32_t x_tile, const Steps& steps, int first_token, uint32_t (&x)[4][4]) const {
-        scaled_x<kNarrow>(x_tile + L::kMainBytes, 0, steps, first_token, x);
+    __device__ void rest_x(uint32_t x_tile, const Steps& steps, float from_start, int first_token,
+                           uint32_t (&x)[4][4]) const {
+        scaled_x<kNarrow>(x_tile + L::kMainBytes, 0, steps, from_start, first_token, x);
     }
 
     // S^T += X'^T B, the first 64 rows; asynchronous.
@@ -471,7 +476,8 @@ struct Head {
 };
 
 // Local states of the parts: what a part's tokens leave behind when it starts from zero, and by how much it
-// makes an entering state decay. grid (H / 2) * parts * B, 256 threads.
+// makes an entering state decay. From the last chunk to the first, so that each token's decay to the part's
+// end is known when it is read, and the sum itself needs none. grid (H / 2) * parts * B, 256 threads.
 template <int kP, int kN, bool kDocuments>
 __global__ void __launch_bounds__(256, 1)
     sum_parts(const __grid_constant__ ScanMaps maps, const __grid_constant__ ScanArgs args) {
@@ -498,26 +504,28 @@ __global__ void __launch_bounds__(256, 1)
                                               lane};
     State<kP, kN> state;
     state.clear();
-    float all_decay = 1;
     uint32_t x[4][4], next[4][4], rest[4][4];
-    // The operands of the i-th chunk, which are computed while the chunk before is still multiplied; and its
-    // decay.
+    // The exponent of the decay from the end of the chunk last fetched to the part's end; and whether a state
+    // lives that long.
+    float to_end = 0;
+    bool lives = true;
+    // The operands of the i-th chunk, which are computed while the chunk before is still multiplied.
     const auto fetch = [&](int i) {
         sm90::barrier_wait(feed.full(i), feed.parity(i));
         const Steps steps(memory, L::kSteps, i % L::kStages, group);
         const Marks marks(memory, L::kMarks, i % L::kStages);
         const uint32_t x_tile = feed.stage(i) + group * L::kXBytes;
         const int first_token = kDocuments ? marks.first(kChunk - 1) : 0;
-        head.main_x(x_tile, steps, first_token, next);
-        if constexpr (L::kRest > 0) head.rest_x(x_tile, steps, first_token, rest);
-        return kDocuments && !marks.reached(kChunk - 1) ? 0.f : power_of_two(steps.last());
+        to_end += steps.last();
+        const float from_start = lives ? to_end : -INFINITY;
+        head.main_x(x_tile, steps, from_start, first_token, next);
+        if constexpr (L::kRest > 0) head.rest_x(x_tile, steps, from_start, first_token, rest);
+        if constexpr (kDocuments) lives = lives && marks.reached(kChunk - 1);
     };
     sm90::set_zero(x);
-    float decay = fetch(0);
+    fetch(0);
     for (int i = 0; i < count; ++i) {
         const uint32_t b = feed.stage(i) + L::kB;
-        state.scale(decay);
-        all_decay *= decay;
         // x is read until the product is done, but the compiler would give its registers to `next` before:
         // the choice, which it cannot see through, keeps both.
         const bool keep = args.heads < 0;
@@ -530,7 +538,7 @@ __global__ void __launch_bounds__(256, 1)
         head.add_to_state(state.main, x, b);
         sm90::wgmma_commit();
         if constexpr (L::kRest > 0) head.add_to_rest(state, rest, b);
-        if (i + 1 < count) decay = fetch(i + 1);
+        if (i + 1 < count) fetch(i + 1);
         sm90::wgmma_wait<0>();
         sm90::pin(state.main);
         __syncwarp();
@@ -539,7 +547,7 @@ __global__ void __launch_bounds__(256, 1)
 
     const int64_t row = (static_cast<int64_t>(sequence) * parts + part) * args.heads + 2 * pair + group;
     state.write(args.part_states + row * kP * kN, 1.f, head.warp, lane);
-    if (threadIdx.x % 128 == 0) args.part_decays[row] = all_decay;
+    if (threadIdx.x % 128 == 0) args.part_decays[row] = lives ? power_of_two(to_end) : 0.f;
 #endif
 }
 
@@ -590,8 +598,8 @@ __global__ void __launch_bounds__(256, 1)
     const float skip = args.skip[head_index];
     const uint32_t s_shared = shared + L::kStates + group * L::kStateBytes;
     const auto warpgroup_barrier = [&] { sm90::named_barrier(1 + group, 128); };
-    // The warpgroups take turns at filling the tensor cores' queue; while one's products run, the other does the rest
-    // of its chunk. Left alone they fall into step, and then wait for the same products together.
+    // The warpgroups take turns at filling the tensor cores' queue; while one's products run, the other does
+    // the rest of its chunk. Left alone they fall into step, and then wait for the same products together.
     const auto wait_for_turn = [&] { sm90::named_barrier(3 + group, 256); };
     const auto pass_turn = [&] { sm90::named_barrier_arrive(4 - group, 256); };
 
@@ -624,7 +632,7 @@ __global__ void __launch_bounds__(256, 1)
         uint32_t x[4][4], m[4][4];
         typename Head<kP, kN, kDocuments, false>::OperandC c{stage + L::kC, {}};
         head.read_c(c);
-        head.main_x(x_tile, steps, first_token, x);
+        head.main_x(x_tile, steps, steps.last(), first_token, x);
 
         wait_for_turn();
         sm90::pin(state.main);
@@ -640,7 +648,7 @@ __global__ void __launch_bounds__(256, 1)
         if (L::kRoomy && (group == 0 || i + 1 < count)) pass_turn();
         if constexpr (L::kRest > 0) {
             uint32_t rest[4][4];
-            head.rest_x(x_tile, steps, first_token, rest);
+            head.rest_x(x_tile, steps, steps.last(), first_token, rest);
             head.add_to_rest(state, rest, stage + L::kB);
         }
         if constexpr (!L::kRoomy) {

@@ -598,17 +598,12 @@ __global__ void __launch_bounds__(256, 1)
     const float skip = args.skip[head_index];
     const uint32_t s_shared = shared + L::kStates + group * L::kStateBytes;
     const auto warpgroup_barrier = [&] { sm90::named_barrier(1 + group, 128); };
-    // The warpgroups take turns at filling the tensor cores' queue; while one's products run, the other does
-    // the rest of its chunk. Left alone they fall into step, and then wait for the same products together.
-    const auto wait_for_turn = [&] { sm90::named_barrier(3 + group, 256); };
-    const auto pass_turn = [&] { sm90::named_barrier_arrive(4 - group, 256); };
 
     State<kP, kN> state;
     enter_segment(state, args, sequence, segment, head_index, warp, lane);
     state.to_shared(s_shared, warp, lane);
     sm90::fence_async_shared();
     warpgroup_barrier();
-    if (group == 1) pass_turn();  // the first is warpgroup 0's
 
     for (int i = 0; i < count; ++i) {
         const uint32_t stage = feed.stage(i), x_tile = stage + group * L::kXBytes;
@@ -634,7 +629,6 @@ __global__ void __launch_bounds__(256, 1)
         head.read_c(c);
         head.main_x(x_tile, steps, steps.last(), first_token, x);
 
-        wait_for_turn();
         sm90::pin(state.main);
         sm90::wgmma_fence();
         head.start_scores(scores, c, stage + L::kB);
@@ -645,7 +639,7 @@ __global__ void __launch_bounds__(256, 1)
         }
         head.add_to_state(state.main, x, stage + L::kB);
         sm90::wgmma_commit();
-        if (L::kRoomy && (group == 0 || i + 1 < count)) pass_turn();
+
         if constexpr (L::kRest > 0) {
             uint32_t rest[4][4];
             head.rest_x(x_tile, steps, steps.last(), first_token, rest);
@@ -668,7 +662,7 @@ __global__ void __launch_bounds__(256, 1)
             sm90::wgmma_fence();
             head.start_y(y, c, s_shared);
             sm90::wgmma_commit();
-            if (group == 0 || i + 1 < count) pass_turn();
+
             sm90::wgmma_wait<0>();
         }
         y.pin();

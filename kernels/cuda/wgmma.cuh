@@ -49,10 +49,6 @@ __device__ inline void barrier_wait(uint32_t barrier, uint32_t parity) {
 __device__ inline void named_barrier(int id, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
-// Counts for such a barrier without waiting.
-__device__ inline void named_barrier_arrive(int id, int threads) {
-    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
 // Adds 1 to a counter in shared memory and returns what was there. Relaxed: enough to say that reads are
 // done, as their values have arrived.
 __device__ inline uint32_t count_up(uint32_t counter) {

@@ -3,6 +3,7 @@
 
 #include "cli/commands.h"
 #include "cli/opened_model.h"
+#include "cli/phases.h"
 #include "cli/table.h"
 #include "kernels/check.h"
 #include "runtime/evaluate.h"
@@ -112,11 +113,15 @@ CommandResult EvalCommand::run(const Context& context) {
             "--plans and --reference exclude each other: with --plans the full model is the reference");
     if (!out.empty()) check_output_file(out);
 
+    Phases phases(context.console);
+    phases.begin("context");
     const auto backend = open_backend(context);
+    phases.begin("load");
     const OpenedModel loaded(*backend, model, weights, context);
     const Corpus corpus = loaded.reader().for_measuring(data);
     const auto chosen = choose_windows(corpus, windows.seq_len, windows.samples, context.seed());
 
+    phases.begin("compute");
     CommandResult result;
     if (!plans.empty()) {
         const auto students = read_plan_rows(plans);
@@ -139,6 +144,7 @@ CommandResult EvalCommand::run(const Context& context) {
             evaluate(*backend, {loaded.architecture(), loaded.weights()},
                      reference_model ? &*reference_model : nullptr, corpus, chosen, context.control));
     }
+    phases.finish();
     if (!out.empty()) write_file_atomically(out, pretty(result.json));
     return result;
 }

@@ -14,7 +14,11 @@ std::unique_ptr<Backend> open_backend(const Context& context, Work work) {
     if (context.globals.threads > kMostThreads)
         fail_usage(fmt::format("--threads: at most {}", kMostThreads));
     auto backend = make_backend(context.globals.device, narrow<int>(context.globals.threads), work);
-    context.console.detail("device " + backend->name());
+    const std::string took = "device " + backend->name();
+    if (context.globals.device == "auto")
+        context.console.note(took);
+    else
+        context.console.detail(took);
     return backend;
 }
 

@@ -6,6 +6,7 @@
 #include "cli/commands.h"
 #include "cli/inspect.h"
 #include "cli/opened_model.h"
+#include "cli/phases.h"
 #include "importance/ablation.h"
 #include "kernels/check.h"
 #include "runtime/files.h"
@@ -78,7 +79,10 @@ CommandResult ScoreCommand::run(const Context& context) {
     const ScoreFiles files(out);
     files.check();
 
+    Phases phases(context.console);
+    phases.begin("context");
     const auto backend = open_backend(context);
+    phases.begin("load");
     const OpenedModel loaded(*backend, model, weights, context);
     const Corpus corpus = loaded.reader().for_measuring(data);
     const ModelIdentity identity = loaded.identity(full_hash);
@@ -90,10 +94,13 @@ CommandResult ScoreCommand::run(const Context& context) {
                                            .state = files.state,
                                            .resume = resume,
                                            .control = context.control};
+    phases.begin("compute");
     importance::ScoreOutcome outcome = without_leftover(files.state, [&] {
         return importance::score(*backend, loaded.architecture(), loaded.weights(), identity, corpus,
                                  options);
     });
+
+    phases.finish();
 
     ScoreTable& scores = outcome.table;
     scores.provenance = context.provenance();

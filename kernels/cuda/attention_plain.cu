@@ -17,7 +17,6 @@
 #include "kernels/cuda/mma.cuh"
 
 namespace minipuzzle::cuda {
-int attention_variant = 0;
 namespace {
 
 constexpr int kWarps = 4;
@@ -366,31 +365,35 @@ __global__ void __launch_bounds__(kThreads, Shape::kBlocks) attention_kernel(con
     load_block(last_block);
     const int first_block = document ? first_of_document(document, first_query) / Shape::kKeys : 0;
 
-    const int warp = threadIdx.x / kWarp;
-    const int warp_row = first_query + warp * Shape::kWarpRows, warp_end = warp_row + Shape::kWarpRows;
-    const uint32_t q_warp = q_shared + warp * Shape::kWarpRows * Shape::kPitch;
-    int* first_keys = reinterpret_cast<int*>(shared + Shape::kFirstKeys) + warp * Shape::kWarpRows;
-    find_first_keys<Shape>(first_keys, p, document, warp_row);
-    const LaneBlock by_rows = lane_block_by_rows(threadIdx.x % kWarp);
-    const uint32_t q_lane = lane_address<Shape::kDim>(q_warp, by_rows);
-    const uint32_t k_lane = lane_address<Shape::kDim>(stages, lane_block_by_columns(threadIdx.x % kWarp));
-    const uint32_t v_lane = lane_address<Shape::kDim>(stages + Shape::kTileBytes, by_rows);
+    int* const all_first_keys = reinterpret_cast<int*>(shared + Shape::kFirstKeys);
+    find_first_keys<Shape>(all_first_keys + threadIdx.x / kWarp * Shape::kWarpRows, p, document,
+                           first_query + threadIdx.x / kWarp * Shape::kWarpRows);
     Running<Shape> running;
     for (int block = last_block; block >= first_block; --block) {
         wait_for_copies<0>();
         __syncthreads();  // the block has come, and everyone is done with the one before it
         if (block > first_block) load_block(block - 1);
         const int first_key = block * Shape::kKeys, end_key = first_key + Shape::kKeys;
-        if (first_key >= warp_end || end_key <= first_keys[0]) continue;
-        const uint32_t stage = block % 2 * 2 * Shape::kTileBytes;
+        const int thread = thread_again(), lane = thread % kWarp,
+                  warp_begin = thread / kWarp * Shape::kWarpRows;
+        const int warp_row = first_query + warp_begin;
+        const int* first_keys = all_first_keys + warp_begin;
+        if (first_key >= warp_row + Shape::kWarpRows || end_key <= first_keys[0]) continue;
+        const uint32_t keys = stages + block % 2 * 2 * Shape::kTileBytes, values = keys + Shape::kTileBytes;
         Scores<Shape> scores;
-        multiply_scores<Shape>(scores, q_lane, k_lane + stage);
+        multiply_scores<Shape>(
+            scores,
+            lane_address<Shape::kDim>(q_shared + warp_begin * Shape::kPitch, lane_block_by_rows(lane)),
+            lane_address<Shape::kDim>(keys, lane_block_by_columns(lane)));
         if (end_key > warp_row + 1 || first_key < first_keys[Shape::kWarpRows - 1])
             mask_scores<Shape>(scores, first_keys, warp_row, first_key);
         advance_softmax<Shape>(scores, running, p.scale_log2);
-        multiply_values<Shape>(running, scores, v_lane + stage);
+        multiply_values<Shape>(running, scores,
+                               lane_address<Shape::kDim>(values, lane_block_by_rows(thread_again() % kWarp)));
     }
 
+    const int warp_begin = threadIdx.x / kWarp * Shape::kWarpRows, warp_row = first_query + warp_begin;
+    const uint32_t q_warp = q_shared + warp_begin * Shape::kPitch;
     float* lse = p.lse ? p.lse + kept_offsets[1] : nullptr;
     __syncwarp();
     finish_rows<Shape>(running, p, lse, warp_row, q_warp);
@@ -437,32 +440,12 @@ void attention_forward_plain(const Context& context, const AttentionForward& arg
     p.scale = 1.0f / std::sqrt(static_cast<float>(p.head_dim));
     p.scale_log2 = p.scale * 1.4426950408889634f;
 
-    const int V = attention_variant;
-    if (p.head_dim <= 32) {
-        if (V == 0) return launch<AttentionShape<32, 2, 64, 3>>(context, p, batch);
-        if (V == 1) return launch<AttentionShape<32, 1, 64, 5>>(context, p, batch);
-        if (V == 2) return launch<AttentionShape<32, 1, 64, 4>>(context, p, batch);
-        if (V == 3) return launch<AttentionShape<32, 2, 64, 4>>(context, p, batch);
-        if (V == 4) return launch<AttentionShape<32, 1, 128, 4>>(context, p, batch);
-        if (V == 5) return launch<AttentionShape<32, 2, 32, 4>>(context, p, batch);
-    }
-    if (p.head_dim <= 64) {
-        if (V == 0) return launch<AttentionShape<64, 2, 64, 2>>(context, p, batch);
-        if (V == 1) return launch<AttentionShape<64, 2, 32, 3>>(context, p, batch);
-        if (V == 2) return launch<AttentionShape<64, 1, 64, 4>>(context, p, batch);
-        if (V == 3) return launch<AttentionShape<64, 2, 64, 3>>(context, p, batch);
-        if (V == 4) return launch<AttentionShape<64, 1, 64, 5>>(context, p, batch);
-        if (V == 5) return launch<AttentionShape<64, 2, 128, 2>>(context, p, batch);
-    }
+    if (p.head_dim <= 32) return launch<AttentionShape<32, 2, 32, 4>>(context, p, batch);
+    if (p.head_dim <= 64) return launch<AttentionShape<64, 2, 96, 2>>(context, p, batch);
     if (p.head_dim <= 96) return launch<AttentionShape<96, 2, 64, 2>>(context, p, batch);
-    if (p.head_dim <= 128) {
-        if (V == 0) return launch<AttentionShape<128, 2, 64, 2>>(context, p, batch);
-        if (V == 1) return launch<AttentionShape<128, 2, 32, 2>>(context, p, batch);
-        if (V == 2) return launch<AttentionShape<128, 1, 64, 3>>(context, p, batch);
-    }
+    if (p.head_dim <= 128) return launch<AttentionShape<128, 2, 64, 2>>(context, p, batch);
     if (p.head_dim <= 192) return launch<AttentionShape<192, 1, 32, 2>>(context, p, batch);
-    if (V == 0) return launch<AttentionShape<256, 1, 32, 2>>(context, p, batch);
-    if (V == 1) return launch<AttentionShape<256, 1, 64, 1>>(context, p, batch);
+    launch<AttentionShape<256, 1, 32, 2>>(context, p, batch);
 }
 
 }  // namespace minipuzzle::cuda

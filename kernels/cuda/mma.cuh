@@ -17,6 +17,13 @@ namespace minipuzzle::cuda {
 inline constexpr int kWarp = 32;
 inline constexpr unsigned kAllLanes = 0xffffffffu;
 
+// The thread's number, read anew: what follows from it inside a loop is not kept in registers around it.
+__device__ __forceinline__ int thread_again() {
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
+}
+
 // ---- bf16, as its bits
 
 __device__ __forceinline__ float bf16_value(uint16_t bits) {

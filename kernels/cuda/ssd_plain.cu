@@ -22,7 +22,6 @@
 #include "kernels/cuda/ssd_plain.h"
 
 namespace minipuzzle::cuda {
-int ssd_stages = 0;
 namespace {
 
 constexpr int kStep = 64;                 // tokens of a step
@@ -45,7 +44,6 @@ struct ScanParams {
     int part_begin, part_size;
     bool first_part, last_part;
     bool x_aligned, bc_aligned, y_aligned;  // rows begin on 16 bytes
-    bool two_stages;
 };
 
 struct alignas(16) TokenValues {
@@ -61,6 +59,7 @@ struct StepValues {
     alignas(
         16) float to_exit[kStep];  // e^{s_last - s_j} delta_j; 0 for a document other than the last token's
     float carry;                   // of the state across the step; 0 where the document changes
+    bool opens;                    // the step's first token opens a document
     bool mixed;                    // the step's tokens are of several documents
 };
 
@@ -68,8 +67,12 @@ struct StepValues {
 // kWidest channels; registers are shared out so that kBlocks of the widest fit on a multiprocessor.
 template <int kState>
 struct Layout {
-    static constexpr int kWidest = kState <= 64 ? 128 : kState <= 128 ? 96 : 64;
-    static constexpr int kBlocks = 2;
+    static constexpr int kWidest = kState <= 32 ? 128 : kState <= 128 ? 96 : 64;
+    static constexpr int kBlocks = kState <= 64 ? 2 : 1;
+    // Loads of the next step beside this one, or more blocks at a time? Measured (minis of 64: 1.11 ms with
+    // two stages, 0.87 with one; the 8B shape: 1.50 with two, 2.01 with one); at 256 two stages leave room
+    // for one block only.
+    static constexpr int kStages = kState == 128 ? 2 : 1;
     static constexpr int kPitch = 2 * (kState + 8);
     static constexpr int kRowsBytes = kStep * kPitch;  // of B, and of C
 };
@@ -81,8 +84,9 @@ __host__ __device__ constexpr int stage_bytes(int width) {
     return 2 * Layout<kState>::kRowsBytes + kStep * x_pitch(width);
 }
 template <int kState>
-__host__ __device__ constexpr int shared_bytes(int width, int stages) {
-    return stages * stage_bytes<kState>(width) + kStep * kMPitch + 2 * static_cast<int>(sizeof(StepValues));
+constexpr int shared_bytes(int width) {
+    return Layout<kState>::kStages * stage_bytes<kState>(width) + kStep * kMPitch +
+           2 * static_cast<int>(sizeof(StepValues));
 }
 
 // A source of rows of bf16 values: `rows` of them with `columns` values exist, what lies beyond is taken as
@@ -94,40 +98,31 @@ struct Rows {
     bool aligned;  // rows begin on 16 bytes
 };
 
-// Piece `piece` (16 bytes) of row `row` to shared memory.
-__device__ __forceinline__ void load_piece(uint32_t to, const Rows& source, int row, int piece) {
-    const int count = row < source.rows ? source.columns - piece * 8 : 0;
-    const uint16_t* from = source.from + row * source.pitch + piece * 8;
+// kStep rows of `pieces` pieces (16 bytes) to shared memory. `pieces` divides the number of threads: a thread
+// keeps its piece and goes down the rows.
+__device__ __forceinline__ void load_rows(uint32_t to, int to_pitch, const Rows& source, int pieces) {
+    const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
+    const int first_row = thread / pieces, piece = thread % pieces, rows_apart = threads / pieces;
+    const int count = source.columns - piece * 8;
+    const uint16_t* from = source.from + first_row * source.pitch + piece * 8;
+    const int64_t from_step = rows_apart * source.pitch;
+    to += first_row * to_pitch + piece * 16;
     if (source.aligned) {
-        copy_async(to, from, count > 0);
+#pragma unroll 2
+        for (int row = first_row; row < kStep;
+             row += rows_apart, from += from_step, to += rows_apart * to_pitch)
+            copy_async(to, from, row < source.rows && count > 0);
     } else {
-        store_shared(to, gather_16(from, count));
+#pragma unroll 1
+        for (int row = first_row; row < kStep;
+             row += rows_apart, from += from_step, to += rows_apart * to_pitch)
+            store_shared(to, gather_16(from, row < source.rows ? count : 0));
     }
-}
-
-// kStep rows of kState values to shared memory.
-template <int kState>
-__device__ __forceinline__ void load_state_rows(uint32_t to, const Rows& source) {
-    constexpr int kPieces = kState / 8;
-#pragma unroll 1
-    for (int i = threadIdx.x; i < kStep * kPieces; i += blockDim.x)
-        load_piece(to + i / kPieces * Layout<kState>::kPitch + i % kPieces * 16, source, i / kPieces,
-                   i % kPieces);
-}
-
-// kStep rows of the block's channels: there are 16 times as many threads as pieces in a row.
-__device__ __forceinline__ void load_channel_rows(uint32_t to, int to_pitch, const Rows& source) {
-    const int pieces = static_cast<int>(blockDim.x) / 16;
-    const int first_row = static_cast<int>(threadIdx.x) / pieces,
-              piece = static_cast<int>(threadIdx.x) % pieces;
-#pragma unroll 1
-    for (int row = first_row; row < kStep; row += 16)
-        load_piece(to + row * to_pitch + piece * 16, source, row, piece);
 }
 
 // What the first warp holds of a step's tokens before they are turned into StepValues: two tokens per lane.
 struct RawSteps {
-    float dt[2];
+    uint32_t dt;  // two bf16
     int32_t document[2];
 };
 
@@ -147,47 +142,51 @@ struct Place {
 
 __device__ __forceinline__ RawSteps load_raw_steps(const ScanParams& p, const Place& place, int begin,
                                                    int count) {
-    RawSteps raw;
+    RawSteps raw{};
     const int lane = threadIdx.x % kWarp;
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
         // Tokens beyond the end repeat the last one's document.
         const int64_t token = place.first_row(p) + begin + min(2 * lane + e, count - 1);
-        raw.dt[e] = bf16_value(p.zxbcdt[(token + 1) * p.projection - p.heads + place.head]);
+        raw.dt |= static_cast<uint32_t>(p.zxbcdt[(token + 1) * p.projection - p.heads + place.head])
+                  << (16 * e);
         raw.document[e] = p.document ? p.document[token] : 0;
     }
     return raw;
 }
 
-// One warp: step sizes, running sums and decays. `entry_document` is that of the state that enters.
-__device__ void write_step_values(StepValues& to, const ScanParams& p, int head, const RawSteps& raw,
-                                  int count, int32_t entry_document) {
+// One warp: step sizes, running sums and decays. `before` is null for the row's first step, whose document
+// the initial state belongs to.
+__device__ void write_step_values(StepValues& to, const StepValues* before, const ScanParams& p, int head,
+                                  const RawSteps& raw, int count) {
     const int lane = threadIdx.x % kWarp;
     const float bias = p.dt_bias[head], a = -expf(p.a_log[head]);
     float delta[2];
     double sum[2];
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-        const float v = raw.dt[e] + bias;
+        const float v = (e == 0 ? low_value(raw.dt) : high_value(raw.dt)) + bias;
         const float softplus = v > 20.0f ? v : log1pf(expf(v));
         delta[e] = 2 * lane + e < count ? fminf(fmaxf(softplus, p.dt_min), p.dt_max) : 0.0f;
         // Beyond -1e6 a decay is 0 whatever follows; the bound keeps differences finite.
         sum[e] = fmax(static_cast<double>(delta[e]) * static_cast<double>(a) * 1.4426950408889634, -1e6);
     }
     sum[1] += sum[0];
-    double before = sum[1];
+    double so_far = sum[1];
 #pragma unroll
     for (int distance = 1; distance < kWarp; distance *= 2) {
-        const double other = __shfl_up_sync(kAllLanes, before, distance);
-        if (lane >= distance) before += other;
+        const double other = __shfl_up_sync(kAllLanes, so_far, distance);
+        if (lane >= distance) so_far += other;
     }
-    const double last = __shfl_sync(kAllLanes, before, kWarp - 1);
+    const double last = __shfl_sync(kAllLanes, so_far, kWarp - 1);
+    const int32_t first_document = __shfl_sync(kAllLanes, raw.document[0], 0);
     const int32_t last_document = __shfl_sync(kAllLanes, raw.document[1], kWarp - 1);
-    before -= sum[1];
+    const int32_t entry_document = before ? before->tokens[kStep - 1].document : first_document;
+    so_far -= sum[1];
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
         const int i = 2 * lane + e;
-        const double s = before + sum[e];
+        const double s = so_far + sum[e];
         const float high = static_cast<float>(s);
         to.tokens[i] = {high, static_cast<float>(s - static_cast<double>(high)), delta[e], raw.document[e]};
         const float entry = exp2_fast(fminf(high, 0.0f));
@@ -197,7 +196,8 @@ __device__ void write_step_values(StepValues& to, const ScanParams& p, int head,
     }
     if (lane == 0) {
         to.carry = last_document == entry_document ? exp2_fast(fminf(static_cast<float>(last), 0.0f)) : 0.0f;
-        to.mixed = raw.document[0] != last_document;
+        to.opens = first_document != entry_document;
+        to.mixed = first_document != last_document;
     }
 }
 
@@ -428,17 +428,17 @@ __device__ void sum_parts(float (&y)[kStep / 8][4], const ScanParams& p, float* 
 template <int kState, bool kParts>
 __global__ void __launch_bounds__(2 * Layout<kState>::kWidest, Layout<kState>::kBlocks)
     scan_kernel(const ScanParams p) {
+    constexpr int kStages = Layout<kState>::kStages;
     extern __shared__ __align__(128) unsigned char shared[];
     const Place place(p);
     const int warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
     const int pitch = x_pitch(p.width), stage_size = stage_bytes<kState>(p.width);
-    unsigned char* m = shared + (p.two_stages ? 2 : 1) * stage_size;
+    unsigned char* m = shared + kStages * stage_size;
     StepValues* step_values = reinterpret_cast<StepValues*>(m + kStep * kMPitch);
     const int group = place.head / p.heads_per_group;
     const int first_of_head = place.head * p.head_dim, first_of_slice = first_of_head + place.first_channel;
     const int channel = place.first_channel + warp * 16;  // the warp's first
     const int channels = p.head_dim - channel;            // from there on; may be <= 0
-    const int32_t* document = p.document ? p.document + place.first_row(p) : nullptr;
     const uint16_t* rows = p.xbc + place.first_row(p) * p.conv_channels;
 
     // A step ends after kStep tokens, at the end, or where a chunk of chunk_states does.
@@ -447,16 +447,16 @@ __global__ void __launch_bounds__(2 * Layout<kState>::kWidest, Layout<kState>::k
         return min(kStep, min(p.time, begin < chunk_end ? chunk_end : chunk_end + p.chunk) - begin);
     };
     const auto load_step = [&](int index, int begin, int count) {
-        const uint32_t b = shared_address(shared) + (p.two_stages ? index % 2 * stage_size : 0);
+        const uint32_t b = shared_address(shared) + index % kStages * stage_size;
         const uint32_t c = b + Layout<kState>::kRowsBytes, x = c + Layout<kState>::kRowsBytes;
         const uint16_t* from = rows + begin * p.conv_channels;
         const int64_t part = static_cast<int64_t>(group) * p.state + p.part_begin;
-        load_state_rows<kState>(
-            b, {from + p.b_offset + part, p.conv_channels, count, p.part_size, p.bc_aligned});
-        load_state_rows<kState>(
-            c, {from + p.c_offset + part, p.conv_channels, count, p.part_size, p.bc_aligned});
-        load_channel_rows(x, pitch,
-                          {from + first_of_slice, p.conv_channels, count, place.channels, p.x_aligned});
+        load_rows(b, Layout<kState>::kPitch,
+                  {from + p.b_offset + part, p.conv_channels, count, p.part_size, p.bc_aligned}, kState / 8);
+        load_rows(c, Layout<kState>::kPitch,
+                  {from + p.c_offset + part, p.conv_channels, count, p.part_size, p.bc_aligned}, kState / 8);
+        load_rows(x, pitch, {from + first_of_slice, p.conv_channels, count, place.channels, p.x_aligned},
+                  p.width / 8);
         commit_copies();
     };
 
@@ -470,26 +470,26 @@ __global__ void __launch_bounds__(2 * Layout<kState>::kWidest, Layout<kState>::k
     if (p.time > 0) load_step(0, 0, count);
     RawSteps raw = {};
     if (warp == 0 && p.time > 0) raw = load_raw_steps(p, place, 0, count);
-    int32_t entry_document = document && p.time > 0 ? document[0] : 0;
 
     for (int begin = 0, index = 0; begin < p.time; ++index) {
         const int next = begin + count, next_count = next < p.time ? step_count(next) : 0;
-        unsigned char* stage = shared + (p.two_stages ? index % 2 * stage_size : 0);
+        unsigned char* stage = shared + index % kStages * stage_size;
         const uint32_t b = shared_address(stage), c = b + Layout<kState>::kRowsBytes;
         unsigned char* x_columns = stage + 2 * Layout<kState>::kRowsBytes + warp * 32;
         StepValues& steps = step_values[index % 2];
-        if (warp == 0) write_step_values(steps, p, place.head, raw, count, entry_document);
+        if (warp == 0)
+            write_step_values(steps, index > 0 ? &step_values[(index + 1) % 2] : nullptr, p, place.head, raw,
+                              count);
         wait_for_copies<0>();
         __syncthreads();  // this step's values have come, and everyone is done with the step before it
-        if (p.two_stages && next_count > 0) load_step(index + 1, next, next_count);
+        if (kStages == 2 && next_count > 0) load_step(index + 1, next, next_count);
         if (warp == 0 && next_count > 0) raw = load_raw_steps(p, place, next, next_count);
 
         if (p.chunk_states && begin == chunk_end - p.chunk) {
             float* to =
                 p.chunk_states + ((place.sequence * p.chunks + chunk) * p.heads + place.head) * head_state;
-            const bool opens = steps.tokens[0].document != entry_document;
             for_each_element<kState>(state, p, channel,
-                                     [&](float& value, int64_t at) { to[at] = opens ? 0.0f : value; });
+                                     [&](float& value, int64_t at) { to[at] = steps.opens ? 0.0f : value; });
         }
         for (int n = warp; n < kBlocksOfM; n += warps)
             form_block_of_m<kState>(shared_address(m), b, c, steps, BlockOfM(n));
@@ -512,8 +512,7 @@ __global__ void __launch_bounds__(2 * Layout<kState>::kWidest, Layout<kState>::k
             store_y(y, x_columns, pitch, p.y + out_offset, p.inner, count, channels, p.y_aligned);
         }
         advance_state<kState>(state, x, b, steps);
-        entry_document = steps.tokens[kStep - 1].document;
-        if (!p.two_stages && next_count > 0) {
+        if (kStages == 1 && next_count > 0) {
             __syncthreads();
             load_step(index + 1, next, next_count);
         }
@@ -534,12 +533,7 @@ template <int kState, bool kParts>
 void launch(const Context& context, ScanParams p, int64_t batch) {
     p.slices = narrow<int>(div_up(p.head_dim, Layout<kState>::kWidest));
     p.width = narrow<int>(div_up(div_up(p.head_dim, p.slices), 16) * 16);
-    // Two stages where two such blocks fit on a multiprocessor: more blocks hide the loads as well as a stage
-    // does.
-    const int64_t two = shared_bytes<kState>(p.width, 2);
-    p.two_stages = 2 * (two + 1024) <= context.shared_memory_per_block;
-    if (ssd_stages) p.two_stages = ssd_stages == 2;
-    const int bytes = shared_bytes<kState>(p.width, p.two_stages ? 2 : 1);
+    const int bytes = shared_bytes<kState>(p.width);
     MP_ASSERT(bytes <= context.shared_memory_per_block);
     const int64_t blocks = batch * p.heads * p.slices;
     MP_ASSERT(blocks <= INT32_MAX);

@@ -37,6 +37,7 @@ struct ScanParams {
     float *final_state, *chunk_states;  // null: not wanted
     float* partial_y;                   // [B, T, inner], the sum over parts of the state; null: one part
     int time, heads, head_dim, state, heads_per_group;
+    int64_t head_state;                                            // elements of one head's state
     int64_t conv_channels, projection, inner, b_offset, c_offset;  // b and c within a row of xbc
     int chunk, chunks;                                             // of chunk_states, else unused
     float dt_min, dt_max;
@@ -64,11 +65,12 @@ struct StepValues {
 };
 
 // Rows of B and C are padded by 16 bytes, so that ldmatrix meets eight different banks. A block takes up to
-// kWidest channels; registers are shared out so that kBlocks of the widest fit on a multiprocessor.
+// kWidest channels, 16 a warp. kRegisters a thread let as many blocks onto a multiprocessor as shared memory
+// does: of 32 channels eight or (state 64) six, of 64 or 80 two.
 template <int kState>
 struct Layout {
-    static constexpr int kWidest = kState <= 32 ? 128 : kState <= 128 ? 96 : 64;
-    static constexpr int kBlocks = kState <= 64 ? 2 : 1;
+    static constexpr int kWidest = kState <= 64 ? 128 : kState <= 128 ? 96 : 64;
+    static constexpr int kRegisters = kState <= 32 ? 128 : kState <= 64 ? 168 : kState <= 128 ? 200 : 255;
     // Loads of the next step beside this one, or more blocks at a time? Measured (minis of 64: 1.11 ms with
     // two stages, 0.87 with one; the 8B shape: 1.50 with two, 2.01 with one); at 256 two stages leave room
     // for one block only.
@@ -426,8 +428,7 @@ __device__ void sum_parts(float (&y)[kStep / 8][4], const ScanParams& p, float* 
 
 // kParts: the state is cut into several parts, this is one.
 template <int kState, bool kParts>
-__global__ void __launch_bounds__(2 * Layout<kState>::kWidest, Layout<kState>::kBlocks)
-    scan_kernel(const ScanParams p) {
+__global__ void __maxnreg__(Layout<kState>::kRegisters) scan_kernel(const ScanParams p) {
     constexpr int kStages = Layout<kState>::kStages;
     extern __shared__ __align__(128) unsigned char shared[];
     const Place place(p);
@@ -439,8 +440,8 @@ __global__ void __launch_bounds__(2 * Layout<kState>::kWidest, Layout<kState>::k
     const int first_of_head = place.head * p.head_dim, first_of_slice = first_of_head + place.first_channel;
     const int channel = place.first_channel + warp * 16;  // the warp's first
     const int channels = p.head_dim - channel;            // from there on; may be <= 0
-    const uint16_t* rows = p.xbc + place.first_row(p) * p.conv_channels;
 
+    const uint16_t* rows = p.xbc + place.first_row(p) * p.conv_channels;
     // A step ends after kStep tokens, at the end, or where a chunk of chunk_states does.
     int chunk = 0, chunk_end = p.chunk_states ? p.chunk : p.time;
     const auto step_count = [&](int begin) {
@@ -461,9 +462,8 @@ __global__ void __launch_bounds__(2 * Layout<kState>::kWidest, Layout<kState>::k
     };
 
     State<kState> state = {};
-    const int64_t head_state = static_cast<int64_t>(p.head_dim) * p.state;
     if (p.initial_state) {
-        const float* from = p.initial_state + (place.sequence * p.heads + place.head) * head_state;
+        const float* from = p.initial_state + (place.sequence * p.heads + place.head) * p.head_state;
         for_each_element<kState>(state, p, channel, [&](float& value, int64_t at) { value = from[at]; });
     }
     int count = p.time > 0 ? step_count(0) : 0;
@@ -487,7 +487,7 @@ __global__ void __launch_bounds__(2 * Layout<kState>::kWidest, Layout<kState>::k
 
         if (p.chunk_states && begin == chunk_end - p.chunk) {
             float* to =
-                p.chunk_states + ((place.sequence * p.chunks + chunk) * p.heads + place.head) * head_state;
+                p.chunk_states + ((place.sequence * p.chunks + chunk) * p.heads + place.head) * p.head_state;
             for_each_element<kState>(state, p, channel,
                                      [&](float& value, int64_t at) { to[at] = steps.opens ? 0.0f : value; });
         }
@@ -524,7 +524,7 @@ __global__ void __launch_bounds__(2 * Layout<kState>::kWidest, Layout<kState>::k
         }
     }
     if (p.final_state) {
-        float* to = p.final_state + (place.sequence * p.heads + place.head) * head_state;
+        float* to = p.final_state + (place.sequence * p.heads + place.head) * p.head_state;
         for_each_element<kState>(state, p, channel, [&](float& value, int64_t at) { to[at] = value; });
     }
 }
@@ -564,6 +564,7 @@ ScanParams scan_params(const SsdForward& args) {
     p.head_dim = narrow<int>(s.head_dim);
     p.state = p.part_size = narrow<int>(s.state);
     p.heads_per_group = narrow<int>(div_exact(s.heads, s.groups));
+    p.head_state = s.head_dim * s.state;
     p.conv_channels = s.conv_channels();
     p.projection = s.projection();
     p.inner = s.inner();

@@ -14,7 +14,6 @@ struct GatedRows {
     bf16* out;
     int64_t count, inner, pitch, groups, width;  // pitch of z; width of a group
     float eps;
-    Reuse reuse;  // of out
 };
 
 // rsqrt(mean square + eps).
@@ -24,25 +23,23 @@ __device__ float group_scale(const GatedRows& rows, float square_sum) {
 
 // One token's groups, blockDim.y of them per block, each held in the registers of blockDim.x threads from its
 // one read on: `out` may be y. Thread x holds vectors x, x + blockDim.x, ...
-template <int kHeld, bool kOneWarp>
-__global__ void __launch_bounds__(kOneWarp ? RowLayout::kBlockThreads : RowLayout::kMostThreads)
-    normalise_held(const GatedRows rows) {
+template <int kHeld, bool kOneWarp, Reuse kReuse>
+__global__ void __launch_bounds__(kOneWarp ? RowLayout::kBlockThreads : RowLayout::kMostThreads,
+                                  kOneWarp ? 4 : 2) normalise_held(const GatedRows rows) {
     __shared__ float partials[2][kWarp];
     const int64_t group = int64_t{blockIdx.y} * blockDim.y + threadIdx.y;
-    const int64_t width = group < rows.groups ? rows.width : 0;
-    const bf16* y = rows.y + group * rows.width;
-    const bf16* z = rows.z + group * rows.width;
-    const float* weight = rows.weight + group * rows.width;
-    bf16* out = rows.out + group * rows.width;
+    const int width = group < rows.groups ? static_cast<int>(rows.width) : 0;
+    const int first = static_cast<int>(threadIdx.x) * 8, step = static_cast<int>(blockDim.x) * 8;
     int turn = 0;
     for (int64_t row = blockIdx.x; row < rows.count; row += gridDim.x) {
+        const bf16* y = rows.y + row * rows.inner + group * rows.width + first;
+        const bf16* z = rows.z + row * rows.pitch + group * rows.width + first;
         Packed<8> held_y[kHeld] = {}, held_z[kHeld] = {};
 #pragma unroll
         for (int h = 0; h < kHeld; ++h) {
-            const int64_t i = (int64_t{threadIdx.x} + h * blockDim.x) * 8;
-            if (i >= width) continue;
-            held_y[h] = load<8>(y + row * rows.inner + i);
-            held_z[h] = load<8>(z + row * rows.pitch + i);
+            if (first + h * step >= width) continue;
+            held_y[h] = load<8>(y + h * step);
+            held_z[h] = load<8>(z + h * step);
         }
         float q[kHeld][8];
         float sum = 0;
@@ -58,15 +55,16 @@ __global__ void __launch_bounds__(kOneWarp ? RowLayout::kBlockThreads : RowLayou
             }
         }
         const float scale = group_scale(rows, kOneWarp ? warp_sum(sum) : row_sum(sum, partials[turn ^= 1]));
+        const float* weight = rows.weight + group * rows.width + first;
+        bf16* out = rows.out + row * rows.inner + group * rows.width + first;
 #pragma unroll
         for (int h = 0; h < kHeld; ++h) {
-            const int64_t i = (int64_t{threadIdx.x} + h * blockDim.x) * 8;
-            if (i >= width) continue;
+            if (first + h * step >= width) continue;
             float w[8];
-            load_weights(weight + i, w);
+            load_weights(weight + h * step, w);
 #pragma unroll
             for (int j = 0; j < 8; ++j) w[j] *= q[h][j] * scale;
-            store(out + row * rows.inner + i, pack(w), rows.reuse);
+            store(out + h * step, pack(w), kReuse);
         }
     }
 }
@@ -93,11 +91,13 @@ __global__ void __launch_bounds__(kLongGroupThreads) normalise_long(const GatedR
 
 using Kernel = void (*)(GatedRows);
 
+template <Reuse kReuse>
 Kernel held_kernel(const RowLayout& layout) {
-    constexpr Kernel kWarpKernels[] = {normalise_held<1, true>, normalise_held<2, true>,
-                                       normalise_held<3, true>, normalise_held<4, true>};
+    constexpr Kernel kWarpKernels[] = {normalise_held<1, true, kReuse>, normalise_held<2, true, kReuse>,
+                                       normalise_held<3, true, kReuse>, normalise_held<4, true, kReuse>};
     if (layout.one_warp()) return kWarpKernels[layout.held - 1];
-    return layout.held == 2 ? Kernel(normalise_held<2, false>) : Kernel(normalise_held<4, false>);
+    return layout.held == 2 ? Kernel(normalise_held<2, false, kReuse>)
+                            : Kernel(normalise_held<4, false, kReuse>);
 }
 
 bool vectors_fit(const GatedRows& rows) {
@@ -120,8 +120,7 @@ void run(const Context& context, const GatedNormForward& args) {
                          .pitch = s.projection(),
                          .groups = s.groups,
                          .width = div_exact(s.inner(), s.groups),
-                         .eps = static_cast<float>(args.eps),
-                         .reuse = reuse_of(args.out.bytes())};
+                         .eps = static_cast<float>(args.eps)};
     if (rows.count == 0) return;
     constexpr int64_t kMostGridRows = 65535;
     const RowLayout layout = row_layout(div_up(rows.width, 8));
@@ -129,7 +128,9 @@ void run(const Context& context, const GatedNormForward& args) {
     const int64_t group_blocks = div_up(s.groups, together);
     if (layout.fits() && vectors_fit(rows) && group_blocks <= kMostGridRows) {
         const dim3 grid(grid_size(rows.count), static_cast<unsigned>(group_blocks));
-        held_kernel(layout)<<<grid, dim3(layout.threads, together), 0, context.stream>>>(rows);
+        const auto kernel = reuse_of(args.out.bytes()) == Reuse::once ? held_kernel<Reuse::once>(layout)
+                                                                      : held_kernel<Reuse::again>(layout);
+        kernel<<<grid, dim3(layout.threads, together), 0, context.stream>>>(rows);
     } else {
         normalise_long<<<grid_size(rows.count * rows.groups), kLongGroupThreads, 0, context.stream>>>(rows);
     }

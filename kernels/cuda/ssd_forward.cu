@@ -1,7 +1,8 @@
 // The selective scan, forward: which path, scratch memory, tensor maps, launches.
 //
-// At the 8B shape (B 1, T 8192, H 128, P 64, G 8, N 128) the least traffic is x|B|C in, y out and dt in: 168 + 134 +
-// 2 MB = 0.30 GB, and the least arithmetic with chunks of 64 tokens T H (2 (N + P) 64 + 4 N P) = 60 GFLOP.
+// At the 8B shape (B 1, T 8192, H 128, P 64, G 8, N 128) the least traffic is x|B|C in, y out and dt in: 168
+// + 134 + 2 MB = 0.30 GB, and the least arithmetic with chunks of 64 tokens T H (2 (N + P) 64 + 4 N P) = 60
+// GFLOP.
 #include <cuda.h>
 #include <cudaTypedefs.h>
 
@@ -31,18 +32,20 @@ bool aligned(const Tensor& tensor) { return reinterpret_cast<uintptr_t>(tensor.d
 
 // What shapes say; whether memory is aligned and which device it is are seen at the launch.
 bool may_be_fast(const SsdForward& args) {
-    return has_fast_shape(args.shape) && (!args.chunk_states || args.chunk % kChunk == 0) && args.xbc.size(0) > 0 &&
-           args.xbc.size(1) > 0 && args.xbc.size(1) < (int64_t{1} << 30);
+    return has_fast_shape(args.shape) && (!args.chunk_states || args.chunk % kChunk == 0) &&
+           args.xbc.size(0) > 0 && args.xbc.size(1) > 0 && args.xbc.size(1) < (int64_t{1} << 30);
 }
 
-// Blocks of one sequence fill the chip at batch 1 where the sequence is long enough for several segments of at least
-// 1024 tokens; the number counts on the 132 multiprocessors that these devices have, never on the batch.
+// Blocks of one sequence fill the chip at batch 1 where the sequence is long enough for several segments of
+// at least 1024 tokens; the number counts on the 132 multiprocessors that these devices have, never on the
+// batch.
 Cut make_cut(const MambaShape& shape, int64_t time) {
     constexpr int64_t kMultiprocessors = 132, kLeastTokens = 1024;
     const int64_t pairs = shape.heads / 2;
     Cut cut;
     cut.chunks = narrow<int>(div_up(time, kChunk));
-    cut.segments = narrow<int>(std::clamp<int64_t>(std::min(kMultiprocessors / pairs, time / kLeastTokens), 1, 16));
+    cut.segments =
+        narrow<int>(std::clamp<int64_t>(std::min(kMultiprocessors / pairs, time / kLeastTokens), 1, 16));
     // Local states are needed of all segments but the last; they too should fill the chip.
     if (cut.segments > 1)
         cut.parts_per_segment =
@@ -81,7 +84,8 @@ PFN_cuTensorMapEncodeTiled_v12000 map_encoder() {
     static const auto function = [] {
         void* entry = nullptr;
         cudaDriverEntryPointQueryResult found{};
-        MP_CUDA(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found));
+        MP_CUDA(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault,
+                                                 &found));
         MP_ASSERT(found == cudaDriverEntryPointSuccess);
         return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(entry);
     }();
@@ -90,7 +94,8 @@ PFN_cuTensorMapEncodeTiled_v12000 map_encoder() {
 
 // Boxes of [rows, columns] of a [B, T, C] tensor of bf16, swizzled by the box's width.
 CUtensorMap make_map(const Tensor& tensor, int64_t columns, int64_t rows) {
-    const cuuint64_t extents[3] = {static_cast<cuuint64_t>(tensor.size(2)), static_cast<cuuint64_t>(tensor.size(1)),
+    const cuuint64_t extents[3] = {static_cast<cuuint64_t>(tensor.size(2)),
+                                   static_cast<cuuint64_t>(tensor.size(1)),
                                    static_cast<cuuint64_t>(tensor.size(0))};
     const cuuint64_t strides[2] = {extents[0] * 2, extents[0] * extents[1] * 2};
     const cuuint32_t box[3] = {static_cast<cuuint32_t>(columns), static_cast<cuuint32_t>(rows), 1};
@@ -99,9 +104,10 @@ CUtensorMap make_map(const Tensor& tensor, int64_t columns, int64_t rows) {
                                        : columns == 32 ? CU_TENSOR_MAP_SWIZZLE_64B
                                                        : CU_TENSOR_MAP_SWIZZLE_32B;
     CUtensorMap map{};
-    const CUresult result = map_encoder()(
-        &map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, tensor.data, extents, strides, box, steps,
-        CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    const CUresult result =
+        map_encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, tensor.data, extents, strides, box, steps,
+                      CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     MP_ASSERT(result == CUDA_SUCCESS);
     return map;
 }
@@ -132,7 +138,8 @@ void launch_steps(const Context& context, const SsdForward& args, const Cut& cut
     steps.chunks = cut.chunks;
     steps.dt_min = static_cast<float>(args.dt_min);
     steps.dt_max = static_cast<float>(args.dt_max);
-    const dim3 grid(cut.chunks, static_cast<unsigned>(div_up(args.shape.heads, 32)), static_cast<unsigned>(batch));
+    const dim3 grid(cut.chunks, static_cast<unsigned>(div_up(args.shape.heads, 32)),
+                    static_cast<unsigned>(batch));
     ssd::take_steps<<<grid, 256, 0, context.stream>>>(steps);
     MP_CUDA_LAUNCHED();
     if (args.document) {
@@ -143,8 +150,8 @@ void launch_steps(const Context& context, const SsdForward& args, const Cut& cut
 }
 
 template <class Kernel>
-void launch(const Context& context, Kernel* kernel, int64_t blocks, int shared_bytes, const ssd::ScanMaps& maps,
-            const ssd::ScanArgs& args) {
+void launch(const Context& context, Kernel* kernel, int64_t blocks, int shared_bytes,
+            const ssd::ScanMaps& maps, const ssd::ScanArgs& args) {
     MP_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
     // The kernel begins while the one before ends, and waits for its results itself.
     cudaLaunchAttribute early{};
@@ -161,7 +168,8 @@ void launch(const Context& context, Kernel* kernel, int64_t blocks, int shared_b
 }
 
 template <int kP, int kN, bool kDocuments>
-void launch_scan(const Context& context, int64_t batch, const ssd::ScanMaps& maps, const ssd::ScanArgs& args) {
+void launch_scan(const Context& context, int64_t batch, const ssd::ScanMaps& maps,
+                 const ssd::ScanArgs& args) {
     const int64_t pairs = args.heads / 2;
     if (args.cut.parts() > 0)
         launch(context, ssd::sum_parts<kP, kN, kDocuments>, pairs * args.cut.parts() * batch,

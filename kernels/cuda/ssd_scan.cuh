@@ -1,15 +1,15 @@
-// The selective scan on tensor cores of compute capability 9.0a. A block takes two heads of one group, which share B
-// and C in shared memory; a warpgroup carries one head's state S^T [P, N] in registers along the sequence, chunks of
-// 64 tokens at a time. With s and u of ssd_steps.cuh, per chunk and head,
+// The selective scan on tensor cores of compute capability 9.0a. A block takes two heads of one group, which
+// share B and C in shared memory; a warpgroup carries one head's state S^T [P, N] in registers along the
+// sequence, chunks of 64 tokens at a time. With s and u of ssd_steps.cuh, per chunk and head,
 //   scores = C B^T                                         [64, 64]
 //   M_ij   = scores_ij 2^(s_i - u_j) for j <= i, else 0    rounded to bf16, in registers
 //   y_i    = 2^(s_i) (C S)_i + (M X)_i + D x_i
 //   S^T    = 2^(s_last) S^T + X'^T B,   X'_j = 2^(s_last - u_j) x_j rounded to bf16, in registers
-// all four products on wgmma, accumulating in float32. S goes to shared memory as bf16 for C S only. Where P is 80, the
-// state's last 16 rows are computed by mma.sync, each warp taking a quarter of the columns.
+// all four products on wgmma, accumulating in float32. S goes to shared memory as bf16 for C S only. Where P
+// is 80, the state's last 16 rows are computed by mma.sync, each warp taking a quarter of the columns.
 //
-// Warpgroups wait for one another only where a stage is refilled: each warp counts itself out of a stage when it no
-// longer reads it, and the one that is last starts the copies of the chunk that comes there next.
+// Warpgroups wait for one another only where a stage is refilled: each warp counts itself out of a stage when
+// it no longer reads it, and the one that is last starts the copies of the chunk that comes there next.
 #pragma once
 
 #include "kernels/cuda/ssd_steps.cuh"
@@ -17,8 +17,9 @@
 
 namespace minipuzzle::cuda::ssd {
 
-// How a sequence is cut, from its length and the model's sizes alone: `segments` blocks walk a sequence at the same
-// time. The state that enters a segment is summed from `parts` local states, each of `part_chunks` chunks.
+// How a sequence is cut, from its length and the model's sizes alone: `segments` blocks walk a sequence at
+// the same time. The state that enters a segment is summed from `parts` local states, each of `part_chunks`
+// chunks.
 struct Cut {
     int chunks = 0, segments = 1, segment_chunks = 0, parts_per_segment = 1, part_chunks = 0;
     int parts() const { return (segments - 1) * parts_per_segment; }
@@ -27,16 +28,16 @@ struct Cut {
 struct ScanArgs {
     Cut cut;
     int heads = 0, heads_per_group = 0;
-    int b_column = 0, c_column = 0;   // of group 0 in xbc
-    const float* steps = nullptr;     // [B, H / 2, chunks, kStepFloats]
-    const int32_t* marks = nullptr;   // [B, chunks, kChunk], where there are documents
-    const float* skip = nullptr;      // D, [H]
-    const float* initial = nullptr;   // [B, H, P, N] or null
-    float* final_state = nullptr;     // [B, H, P, N] or null
-    float* chunk_states = nullptr;    // [B, state_chunks * H, P, N] or null
+    int b_column = 0, c_column = 0;         // of group 0 in xbc
+    const float* steps = nullptr;           // [B, H / 2, chunks, kStepFloats]
+    const int32_t* marks = nullptr;         // [B, chunks, kChunk], where there are documents
+    const float* skip = nullptr;            // D, [H]
+    const float* initial = nullptr;         // [B, H, P, N] or null
+    float* final_state = nullptr;           // [B, H, P, N] or null
+    float* chunk_states = nullptr;          // [B, state_chunks * H, P, N] or null
     int state_every = 1, state_chunks = 0;  // one state kept every so many chunks of ours; how many in all
-    float* part_states = nullptr;     // [B, parts, H, P, N]
-    float* part_decays = nullptr;     // [B, parts, H]
+    float* part_states = nullptr;           // [B, parts, H, P, N]
+    float* part_decays = nullptr;           // [B, parts, H]
 };
 
 struct ScanMaps {
@@ -47,7 +48,8 @@ struct ScanMaps {
 // Sizes and places in shared memory.
 template <int kP, int kN, bool kPartial>
 struct Layout {
-    static constexpr int kMain = kP < 64 ? kP : 64, kRest = kP - kMain;  // x's columns, in two tiles where P is 80
+    static constexpr int kMain = kP < 64 ? kP : 64,
+                         kRest = kP - kMain;  // x's columns, in two tiles where P is 80
     static constexpr sm90::Swizzle kSwizzle = kMain == 64 ? sm90::Swizzle::b128 : sm90::Swizzle::b64;
     static constexpr int kStateBlocks = kN / 64;  // of 64 state columns: 128 bytes, one swizzled row
     static constexpr int kMainBytes = kChunk * kMain * 2, kXBytes = kChunk * kP * 2;
@@ -125,35 +127,37 @@ struct Feed {
         sm90::fence_barrier_init();
     }
 
+    // A partial sum goes from its last chunk to its first.
+    __device__ int chunk(int i) const { return kPartial ? first_chunk + chunks - 1 - i : first_chunk + i; }
     // Starts the copies of the block's i-th chunk.
     __device__ void load(int i) const {
         constexpr uint32_t kBytes = L::kStageBytes + kStepBytes + (kDocuments ? kMarkBytes : 0);
         const uint32_t to = stage(i), barrier = full(i);
-        const int chunk = first_chunk + i, row = chunk * kChunk;
+        const int row = chunk(i) * kChunk;
         const int group = 2 * pair / args.heads_per_group;
         sm90::barrier_expect(barrier, kBytes);
         for (int h = 0; h < 2; ++h) {
             const int column = (2 * pair + h) * kP;
             sm90::copy_box_in(to + h * L::kXBytes, maps.x, barrier, column, row, sequence);
             if constexpr (L::kRest > 0)
-                sm90::copy_box_in(to + h * L::kXBytes + L::kMainBytes, maps.x_rest, barrier, column + L::kMain, row,
-                                  sequence);
+                sm90::copy_box_in(to + h * L::kXBytes + L::kMainBytes, maps.x_rest, barrier,
+                                  column + L::kMain, row, sequence);
         }
         for (int block = 0; block < L::kStateBlocks; ++block) {
             const int column = group * kN + block * 64;
-            sm90::copy_box_in(to + L::kB + block * L::kBlockBytes, maps.bc, barrier, args.b_column + column, row,
-                              sequence);
+            sm90::copy_box_in(to + L::kB + block * L::kBlockBytes, maps.bc, barrier, args.b_column + column,
+                              row, sequence);
             if constexpr (!kPartial)
-                sm90::copy_box_in(to + L::kC + block * L::kBlockBytes, maps.bc, barrier, args.c_column + column, row,
-                                  sequence);
+                sm90::copy_box_in(to + L::kC + block * L::kBlockBytes, maps.bc, barrier,
+                                  args.c_column + column, row, sequence);
         }
         const int64_t of_pair = static_cast<int64_t>(sequence) * (args.heads / 2) + pair;
         sm90::copy_in(shared + L::kSteps + i % L::kStages * kStepBytes,
-                      args.steps + (of_pair * args.cut.chunks + chunk) * kStepFloats, kStepBytes, barrier);
+                      args.steps + (of_pair * args.cut.chunks + chunk(i)) * kStepFloats, kStepBytes, barrier);
         if constexpr (kDocuments)
             sm90::copy_in(shared + L::kMarks + i % L::kStages * kMarkBytes,
-                          args.marks + (static_cast<int64_t>(sequence) * args.cut.chunks + chunk) * kChunk, kMarkBytes,
-                          barrier);
+                          args.marks + (static_cast<int64_t>(sequence) * args.cut.chunks + chunk(i)) * kChunk,
+                          kMarkBytes, barrier);
     }
     // One lane of every warp, when its warp no longer reads the i-th chunk's stage.
     __device__ void release(int i) const {
@@ -237,8 +241,8 @@ struct State {
 #pragma unroll
             for (int j = 0; j < kN / 16; ++j) {
                 const float* v = main + 8 * j;
-                sm90::store_matrices((at ^ (j % 4 << 5)) + j / 4 * (kP * 128), pack(v[0], v[1]), pack(v[2], v[3]),
-                                     pack(v[4], v[5]), pack(v[6], v[7]));
+                sm90::store_matrices((at ^ (j % 4 << 5)) + j / 4 * (kP * 128), pack(v[0], v[1]),
+                                     pack(v[2], v[3]), pack(v[4], v[5]), pack(v[6], v[7]));
             }
         }
         if constexpr (kRest > 0) {
@@ -265,7 +269,8 @@ struct Output {
     }
 };
 
-// The steps of one warpgroup (one head) within a chunk. Pointers and addresses are those of the current stage.
+// The steps of one warpgroup (one head) within a chunk. Pointers and addresses are those of the current
+// stage.
 template <int kP, int kN, bool kDocuments, bool kPartial>
 struct Head {
     using L = Layout<kP, kN, kPartial>;
@@ -274,10 +279,11 @@ struct Head {
     static constexpr auto kNarrow = sm90::Swizzle::b32;
     int warp, lane;
 
-    // X'^T in A's layout, 16 tokens a row of the result: rows are channels 16 warp ... of the tile.
+    // X'^T, with X'_j = 2^(from_start - u_j) x_j, in A's layout, 16 tokens a row of the result: rows are
+    // channels 16 warp ... of the tile.
     template <sm90::Swizzle kSwizzle>
-    __device__ void scaled_x(uint32_t tile, int first_piece, const Steps& steps, int first_token,
-                             uint32_t (&x)[4][4]) const {
+    __device__ void scaled_x(uint32_t tile, int first_piece, const Steps& steps, float from_start,
+                             int first_token, uint32_t (&x)[4][4]) const {
         const uint32_t at =
             tile + sm90::swizzled<kSwizzle>(lane % 8 + lane / 16 * 8, first_piece + lane / 8 % 2);
 #pragma unroll
@@ -287,7 +293,7 @@ struct Head {
             for (int half = 0; half < 2; ++half) {
                 const int token = 16 * k + 8 * half + lane % 4 * 2;
                 const float2 of = steps.u(token);
-                float w0 = power_of_two(steps.last() - of.x), w1 = power_of_two(steps.last() - of.y);
+                float w0 = power_of_two(from_start - of.x), w1 = power_of_two(from_start - of.y);
                 if constexpr (kDocuments) {
                     if (token < first_token) w0 = 0;
                     if (token + 1 < first_token) w1 = 0;
@@ -300,23 +306,26 @@ struct Head {
             }
         }
     }
-    __device__ void main_x(uint32_t x_tile, const Steps& steps, int first_token, uint32_t (&x)[4][4]) const {
+    __device__ void main_x(uint32_t x_tile, const Steps& steps, float from_start, int first_token,
+                           uint32_t (&x)[4][4]) const {
         if (16 * warp < L::kMain) {
-            scaled_x<L::kSwizzle>(x_tile, 2 * warp, steps, first_token, x);
+            scaled_x<L::kSwizzle>(x_tile, 2 * warp, steps, from_start, first_token, x);
         } else {
             sm90::set_zero(x);
         }
     }
 
-    __device__ void rest_x(uint32_t x_tile, const Steps& steps, int first_token, uint32_t (&x)[4][4]) const {
-        scaled_x<kNarrow>(x_tile + L::kMainBytes, 0, steps, first_token, x);
+    __device__ void rest_x(uint32_t x_tile, const Steps& steps, float from_start, int first_token,
+                           uint32_t (&x)[4][4]) const {
+        scaled_x<kNarrow>(x_tile + L::kMainBytes, 0, steps, from_start, first_token, x);
     }
 
     // S^T += X'^T B, the first 64 rows; asynchronous.
     __device__ void add_to_state(float (&state)[kN / 2], const uint32_t (&x)[4][4], uint32_t b) const {
         const sm90::Descriptor of_b = sm90::descriptor<kWide>(b, L::kBlockBytes);
 #pragma unroll
-        for (int k = 0; k < 4; ++k) sm90::Wgmma<kN>::template registers_by_shared<true>(state, x[k], of_b + k * 16 * 128, 1);
+        for (int k = 0; k < 4; ++k)
+            sm90::Wgmma<kN>::template registers_by_shared<true>(state, x[k], of_b + k * 16 * 128, 1);
     }
     // The last 16 rows.
     __device__ void add_to_rest(State<kP, kN>& state, const uint32_t (&x)[4][4], uint32_t b) const {
@@ -336,7 +345,8 @@ struct Head {
     }
     static __device__ void multiply_16_by_8(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
         asm volatile(
-            "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+            "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, "
+            "%9}, "
             "{%0, %1, %2, %3};"
             : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
@@ -362,7 +372,8 @@ struct Head {
     // y = C S, asynchronous.
     __device__ void start_y(Output& y, const OperandC& c, uint32_t state) const {
         multiply_c<L::kMain>(y.main, c, state, L::kStateBlockBytes);
-        if constexpr (L::kRest > 0) multiply_c<L::kRest>(y.rest, c, state + L::kMain * 128, L::kStateBlockBytes);
+        if constexpr (L::kRest > 0)
+            multiply_c<L::kRest>(y.rest, c, state + L::kMain * 128, L::kStateBlockBytes);
     }
     // C times kColumns rows of an operand whose blocks of 64 state columns lie so many bytes apart.
     template <int kColumns>
@@ -383,12 +394,14 @@ struct Head {
         const sm90::Descriptor of_x = sm90::descriptor<L::kSwizzle>(x_tile, 0);
 #pragma unroll
         for (int k = 0; k < 4; ++k)
-            sm90::Wgmma<L::kMain>::template registers_by_shared<true>(y.main, m[k], of_x + k * 16 * 2 * L::kMain, 1);
+            sm90::Wgmma<L::kMain>::template registers_by_shared<true>(y.main, m[k],
+                                                                      of_x + k * 16 * 2 * L::kMain, 1);
         if constexpr (L::kRest > 0) {
             const sm90::Descriptor of_rest = sm90::descriptor<kNarrow>(x_tile + L::kMainBytes, 0);
 #pragma unroll
             for (int k = 0; k < 4; ++k)
-                sm90::Wgmma<L::kRest>::template registers_by_shared<true>(y.rest, m[k], of_rest + k * 16 * 2 * L::kRest, 1);
+                sm90::Wgmma<L::kRest>::template registers_by_shared<true>(y.rest, m[k],
+                                                                          of_rest + k * 16 * 2 * L::kRest, 1);
         }
     }
 
@@ -445,7 +458,7 @@ struct Head {
         const int row = 16 * warp + lane % 16, high = lane / 16;
         const uint32_t at = sm90::swizzled<L::kSwizzle>(row, high);
 #pragma unroll
-        for (int j = 0; j < L::kMain / 16; ++j) 
+        for (int j = 0; j < L::kMain / 16; ++j)
             finish_16(y.main + 8 * j, skip, x_tile + (at ^ (j << 5)), y_tile + (at ^ (j << 5)));
         if constexpr (L::kRest > 0) {
             const uint32_t rest = L::kMainBytes + sm90::swizzled<kNarrow>(row, high);
@@ -462,8 +475,9 @@ struct Head {
     }
 };
 
-// Local states of the parts: what a part's tokens leave behind when it starts from zero, and by how much it makes an
-// entering state decay. grid (H / 2) * parts * B, 256 threads.
+// Local states of the parts: what a part's tokens leave behind when it starts from zero, and by how much it
+// makes an entering state decay. From the last chunk to the first, so that each token's decay to the part's
+// end is known when it is read, and the sum itself needs none. grid (H / 2) * parts * B, 256 threads.
 template <int kP, int kN, bool kDocuments>
 __global__ void __launch_bounds__(256, 1)
     sum_parts(const __grid_constant__ ScanMaps maps, const __grid_constant__ ScanArgs args) {
@@ -471,10 +485,12 @@ __global__ void __launch_bounds__(256, 1)
     using L = Layout<kP, kN, true>;
     extern __shared__ __align__(1024) unsigned char memory[];
     const int pairs = args.heads / 2, parts = (args.cut.segments - 1) * args.cut.parts_per_segment;
-    const int pair = blockIdx.x % pairs, part = blockIdx.x / pairs % parts, sequence = blockIdx.x / pairs / parts;
+    const int pair = blockIdx.x % pairs, part = blockIdx.x / pairs % parts,
+              sequence = blockIdx.x / pairs / parts;
     const int first = part * args.cut.part_chunks;
     const int count = min(args.cut.part_chunks, args.cut.chunks - first);
-    const Feed<kP, kN, kDocuments, true> feed{maps, args, sm90::shared_address(memory), sequence, pair, first, count};
+    const Feed<kP, kN, kDocuments, true> feed{maps,  args, sm90::shared_address(memory), sequence, pair,
+                                              first, count};
     if (threadIdx.x == 0) feed.set_up();
     sm90::let_next_kernel_start();
     sm90::wait_for_kernel_before();
@@ -484,30 +500,34 @@ __global__ void __launch_bounds__(256, 1)
     __syncthreads();
 
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0), lane = threadIdx.x % 32;
-    const Head<kP, kN, kDocuments, true> head{__shfl_sync(~0u, static_cast<int>(threadIdx.x / 32 % 4), 0), lane};
+    const Head<kP, kN, kDocuments, true> head{__shfl_sync(~0u, static_cast<int>(threadIdx.x / 32 % 4), 0),
+                                              lane};
     State<kP, kN> state;
     state.clear();
-    float all_decay = 1;
     uint32_t x[4][4], next[4][4], rest[4][4];
-    // The operands of the i-th chunk, which are computed while the chunk before is still multiplied; and its decay.
+    // The exponent of the decay from the end of the chunk last fetched to the part's end; and whether a state
+    // lives that long.
+    float to_end = 0;
+    bool lives = true;
+    // The operands of the i-th chunk, which are computed while the chunk before is still multiplied.
     const auto fetch = [&](int i) {
         sm90::barrier_wait(feed.full(i), feed.parity(i));
         const Steps steps(memory, L::kSteps, i % L::kStages, group);
         const Marks marks(memory, L::kMarks, i % L::kStages);
         const uint32_t x_tile = feed.stage(i) + group * L::kXBytes;
         const int first_token = kDocuments ? marks.first(kChunk - 1) : 0;
-        head.main_x(x_tile, steps, first_token, next);
-        if constexpr (L::kRest > 0) head.rest_x(x_tile, steps, first_token, rest);
-        return kDocuments && !marks.reached(kChunk - 1) ? 0.f : power_of_two(steps.last());
+        to_end += steps.last();
+        const float from_start = lives ? to_end : -INFINITY;
+        head.main_x(x_tile, steps, from_start, first_token, next);
+        if constexpr (L::kRest > 0) head.rest_x(x_tile, steps, from_start, first_token, rest);
+        if constexpr (kDocuments) lives = lives && marks.reached(kChunk - 1);
     };
     sm90::set_zero(x);
-    float decay = fetch(0);
+    fetch(0);
     for (int i = 0; i < count; ++i) {
         const uint32_t b = feed.stage(i) + L::kB;
-        state.scale(decay);
-        all_decay *= decay;
-        // x is read until the product is done, but the compiler would give its registers to `next` before: the choice,
-        // which it cannot see through, keeps both.
+        // x is read until the product is done, but the compiler would give its registers to `next` before:
+        // the choice, which it cannot see through, keeps both.
         const bool keep = args.heads < 0;
 #pragma unroll
         for (int k = 0; k < 4; ++k)
@@ -518,7 +538,7 @@ __global__ void __launch_bounds__(256, 1)
         head.add_to_state(state.main, x, b);
         sm90::wgmma_commit();
         if constexpr (L::kRest > 0) head.add_to_rest(state, rest, b);
-        if (i + 1 < count) decay = fetch(i + 1);
+        if (i + 1 < count) fetch(i + 1);
         sm90::wgmma_wait<0>();
         sm90::pin(state.main);
         __syncwarp();
@@ -527,18 +547,19 @@ __global__ void __launch_bounds__(256, 1)
 
     const int64_t row = (static_cast<int64_t>(sequence) * parts + part) * args.heads + 2 * pair + group;
     state.write(args.part_states + row * kP * kN, 1.f, head.warp, lane);
-    if (threadIdx.x % 128 == 0) args.part_decays[row] = all_decay;
+    if (threadIdx.x % 128 == 0) args.part_decays[row] = lives ? power_of_two(to_end) : 0.f;
 #endif
 }
 
 // The state that enters a segment: the initial state, then the local states of the parts before, in order.
 template <int kP, int kN>
-__device__ void enter_segment(State<kP, kN>& state, const ScanArgs& args, int sequence, int segment, int head, int warp,
-                              int lane) {
+__device__ void enter_segment(State<kP, kN>& state, const ScanArgs& args, int sequence, int segment, int head,
+                              int warp, int lane) {
     constexpr int kElements = kP * kN;
     const int64_t parts = (args.cut.segments - 1) * args.cut.parts_per_segment;
     if (args.initial)
-        state.read(args.initial + (static_cast<int64_t>(sequence) * args.heads + head) * kElements, warp, lane);
+        state.read(args.initial + (static_cast<int64_t>(sequence) * args.heads + head) * kElements, warp,
+                   lane);
     else
         state.clear();
     for (int part = 0; part < segment * args.cut.parts_per_segment; ++part) {
@@ -570,7 +591,8 @@ __global__ void __launch_bounds__(256, 1)
     __syncthreads();
 
     const int group = __shfl_sync(~0u, threadIdx.x / 128, 0), lane = threadIdx.x % 32;
-    const Head<kP, kN, kDocuments, false> head{__shfl_sync(~0u, static_cast<int>(threadIdx.x / 32 % 4), 0), lane};
+    const Head<kP, kN, kDocuments, false> head{__shfl_sync(~0u, static_cast<int>(threadIdx.x / 32 % 4), 0),
+                                               lane};
     const int warp = head.warp, head_index = 2 * pair + group;
     constexpr int kElements = kP * kN;
     const float skip = args.skip[head_index];
@@ -591,7 +613,8 @@ __global__ void __launch_bounds__(256, 1)
         const int first_token = kDocuments ? marks.first(kChunk - 1) : 0;
         if (args.chunk_states && (first + i) % args.state_every == 0) {
             const int64_t row =
-                (static_cast<int64_t>(sequence) * args.state_chunks + (first + i) / args.state_every) * args.heads;
+                (static_cast<int64_t>(sequence) * args.state_chunks + (first + i) / args.state_every) *
+                args.heads;
             const float entering = kDocuments && !marks.reached(0) ? 0.f : 1.f;
             state.write(args.chunk_states + (row + head_index) * kElements, entering, warp, lane);
         }
@@ -604,6 +627,9 @@ __global__ void __launch_bounds__(256, 1)
         uint32_t x[4][4], m[4][4];
         typename Head<kP, kN, kDocuments, false>::OperandC c{stage + L::kC, {}};
         head.read_c(c);
+        head.main_x(x_tile, steps, steps.last(), first_token, x);
+
+        sm90::pin(state.main);
         sm90::wgmma_fence();
         head.start_scores(scores, c, stage + L::kB);
         sm90::wgmma_commit();
@@ -611,14 +637,12 @@ __global__ void __launch_bounds__(256, 1)
             head.start_y(y, c, s_shared);
             sm90::wgmma_commit();
         }
-        head.main_x(x_tile, steps, first_token, x);
-        sm90::pin(state.main);
-        sm90::wgmma_fence();
         head.add_to_state(state.main, x, stage + L::kB);
         sm90::wgmma_commit();
+
         if constexpr (L::kRest > 0) {
             uint32_t rest[4][4];
-            head.rest_x(x_tile, steps, first_token, rest);
+            head.rest_x(x_tile, steps, steps.last(), first_token, rest);
             head.add_to_rest(state, rest, stage + L::kB);
         }
         if constexpr (!L::kRoomy) {
@@ -638,6 +662,7 @@ __global__ void __launch_bounds__(256, 1)
             sm90::wgmma_fence();
             head.start_y(y, c, s_shared);
             sm90::wgmma_commit();
+
             sm90::wgmma_wait<0>();
         }
         y.pin();
@@ -664,8 +689,8 @@ __global__ void __launch_bounds__(256, 1)
             const int row = (first + i) * kChunk + 16 * warp;
             sm90::copy_box_out(maps.y, y_tile + 16 * warp * 2 * L::kMain, head_index * kP, row, sequence);
             if constexpr (L::kRest > 0)
-                sm90::copy_box_out(maps.y_rest, y_tile + L::kMainBytes + 16 * warp * 32, head_index * kP + L::kMain, row,
-                                   sequence);
+                sm90::copy_box_out(maps.y_rest, y_tile + L::kMainBytes + 16 * warp * 32,
+                                   head_index * kP + L::kMain, row, sequence);
             sm90::copies_out_commit();
         }
         warpgroup_barrier();  // the next S is written
@@ -673,8 +698,8 @@ __global__ void __launch_bounds__(256, 1)
     }
     if (lane == 0) sm90::copies_out_wait_read();  // before the block's shared memory goes
     if (args.final_state && segment == args.cut.segments - 1)
-        state.write(args.final_state + (static_cast<int64_t>(sequence) * args.heads + head_index) * kElements, 1.f,
-                    warp, lane);
+        state.write(args.final_state + (static_cast<int64_t>(sequence) * args.heads + head_index) * kElements,
+                    1.f, warp, lane);
 #endif
 }
 

@@ -1,5 +1,5 @@
-// What the scan needs per token and head, laid out for the copy engine: a chunk of 64 tokens of two heads is one
-// block of consecutive memory. Exponents are to base 2.
+// What the scan needs per token and head, laid out for the copy engine: a chunk of 64 tokens of two heads is
+// one block of consecutive memory. Exponents are to base 2.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -9,13 +9,13 @@
 namespace minipuzzle::cuda::ssd {
 
 inline constexpr int kChunk = 64;
-// Floats of one chunk of two heads: per head s[64], then u[64], with s_i the sum of log2(e) delta_t A over the chunk's
-// tokens up to and with i, and u_j = s_j - log2(delta_j): 2^(s_i - u_j) is the weight with which token j's x reaches
-// token i. Tokens beyond the sequence have delta 0.
+// Floats of one chunk of two heads: per head s[64], then u[64], with s_i the sum of log2(e) delta_t A over
+// the chunk's tokens up to and with i, and u_j = s_j - log2(delta_j): 2^(s_i - u_j) is the weight with which
+// token j's x reaches token i. Tokens beyond the sequence have delta 0.
 inline constexpr int kStepFloats = 2 * 2 * kChunk;
 inline constexpr int kStepBytes = kStepFloats * 4;
-// Integers of one chunk, where rows hold several documents: the chunk's first token of token i's document, plus
-// kReached where the state entering the chunk belongs to that document.
+// Integers of one chunk, where rows hold several documents: the chunk's first token of token i's document,
+// plus kReached where the state entering the chunk belongs to that document.
 inline constexpr int kMarkBytes = kChunk * 4;
 inline constexpr int kReached = 1 << 16;
 
@@ -32,6 +32,9 @@ struct StepArgs {
 static __global__ void __launch_bounds__(256) take_steps(const StepArgs args) {
     constexpr int kHeads = 32;
     __shared__ float deltas[kHeads][kChunk + 1];
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");  // the scan waits for this kernel's end itself
+#endif
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int first_head = blockIdx.y * kHeads;
     const int64_t chunk = blockIdx.x, sequence = blockIdx.z;
@@ -39,17 +42,18 @@ static __global__ void __launch_bounds__(256) take_steps(const StepArgs args) {
     if (const int head = first_head + lane; head < args.heads) {
         const float bias = args.dt_bias[head];
         const __nv_bfloat16* dt = args.dt + sequence * args.time * args.projection + head;
+        float v[kChunk / 8];
+#pragma unroll
+        for (int i = 0; i < kChunk / 8; ++i) {
+            const int64_t t = chunk * kChunk + warp + 8 * i;
+            v[i] = t < args.time ? __bfloat162float(dt[t * args.projection]) + bias : 0.f;
+        }
 #pragma unroll
         for (int i = 0; i < kChunk / 8; ++i) {
             const int token = warp + 8 * i;
-            const int64_t t = chunk * kChunk + token;
-            float delta = 0;
-            if (t < args.time) {
-                const float v = __bfloat162float(dt[t * args.projection]) + bias;
-                const float softplus = v > 20.f ? v : log1pf(expf(v));
-                delta = fminf(fmaxf(softplus, args.dt_min), args.dt_max);
-            }
-            deltas[lane][token] = delta;
+            const float softplus = v[i] > 20.f ? v[i] : log1pf(expf(v[i]));
+            const float delta = fminf(fmaxf(softplus, args.dt_min), args.dt_max);
+            deltas[lane][token] = chunk * kChunk + token < args.time ? delta : 0.f;
         }
     }
     __syncthreads();
@@ -78,7 +82,8 @@ static __global__ void __launch_bounds__(256) take_steps(const StepArgs args) {
 }
 
 // grid (chunks, B), kChunk threads; marks [B, chunks, kChunk].
-static __global__ void __launch_bounds__(kChunk) take_marks(const int32_t* document, int64_t time, int32_t* marks) {
+static __global__ void __launch_bounds__(kChunk)
+    take_marks(const int32_t* document, int64_t time, int32_t* marks) {
     __shared__ int32_t row[kChunk];
     const int64_t begin = static_cast<int64_t>(blockIdx.x) * kChunk;
     const int32_t* of_sequence = document + blockIdx.y * time;

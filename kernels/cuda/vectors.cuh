@@ -25,8 +25,8 @@ inline bool vectors_fit(const void* memory, int64_t pitch) {
 }
 
 // Blocks of a grid whose kernels loop over their tasks.
-inline unsigned grid_size(int64_t tasks, int64_t most = 0x7fffffff) {
-    return static_cast<unsigned>(std::min(tasks, most));
+inline unsigned grid_size(int64_t tasks) {
+    return static_cast<unsigned>(std::min<int64_t>(tasks, 0x7fffffff));
 }
 
 constexpr int kWarp = 32;

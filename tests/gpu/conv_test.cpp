@@ -95,7 +95,7 @@ const MambaShape kVectors{8, 32, 32, 2, 4}, kScalars{12, 32, 32, 2, 4};  // 12 h
 
 }  // namespace
 
-TEST_CASE("GPU: the convolution at every length, shorter than the kernel and beyond a run", "[gpu]") {
+TEST_CASE("GPU: the convolution at every length, shorter than the kernel and beyond a run", "[gpu][small]") {
     Backend* gpu = cuda_backend();
     if (!gpu) return;
     for (const MambaShape& shape : {kVectors, kScalars, MambaShape{2, 3, 2, 1, 4}}) {
@@ -119,7 +119,7 @@ TEST_CASE("GPU: the convolution at published sizes", "[gpu]") {
     }
 }
 
-TEST_CASE("GPU: the convolution with other numbers of taps", "[gpu]") {
+TEST_CASE("GPU: the convolution with other numbers of taps", "[gpu][small]") {
     Backend* gpu = cuda_backend();
     if (!gpu) return;
     for (const int64_t taps : {1, 2, 3, 5, 7}) {
@@ -134,7 +134,8 @@ TEST_CASE("GPU: the convolution with other numbers of taps", "[gpu]") {
     }
 }
 
-TEST_CASE("GPU: the convolution's bits depend on the sequence alone, cut in two or in company", "[gpu]") {
+TEST_CASE("GPU: the convolution's bits depend on the sequence alone, cut in two or in company",
+          "[gpu][small]") {
     Backend* gpu = cuda_backend();
     if (!gpu) return;
     for (const MambaShape& shape : {kVectors, kScalars}) {

@@ -29,7 +29,7 @@ std::vector<double> normalised(const std::vector<double>& x, const std::vector<d
 
 }  // namespace
 
-TEST_CASE("GPU: embedding copies rows, and marks tokens outside the vocabulary", "[gpu]") {
+TEST_CASE("GPU: embedding copies rows, and marks tokens outside the vocabulary", "[gpu][small]") {
     Backend* gpu = cuda_backend();
     if (!gpu) return;
     for (const int64_t width : {1, 33, 192, 4096}) {
@@ -51,7 +51,7 @@ TEST_CASE("GPU: embedding copies rows, and marks tokens outside the vocabulary",
     }
 }
 
-TEST_CASE("GPU: RMS norm rounds once, at every width, also in place", "[gpu]") {
+TEST_CASE("GPU: RMS norm rounds once, at every width, also in place", "[gpu][small]") {
     Backend* gpu = cuda_backend();
     if (!gpu) return;
     for (const int64_t width : {1, 7, 8, 33, 192, 256, 264, 1000, 1024, 1032, 3136, 4096, 4480, 5120, 8192,
@@ -71,7 +71,7 @@ TEST_CASE("GPU: RMS norm rounds once, at every width, also in place", "[gpu]") {
     }
 }
 
-TEST_CASE("GPU: squared ReLU and addition round once, at every length and alignment", "[gpu]") {
+TEST_CASE("GPU: squared ReLU and addition round once, at every length and alignment", "[gpu][small]") {
     Backend* gpu = cuda_backend();
     if (!gpu) return;
     for (const int64_t count : {1, 7, 8, 9, 8192, 8193, 100003}) {
@@ -103,7 +103,7 @@ TEST_CASE("GPU: squared ReLU and addition round once, at every length and alignm
     CHECK(values[2] == 0);
 }
 
-TEST_CASE("GPU: column sums are those of each sequence alone, bit for bit", "[gpu]") {
+TEST_CASE("GPU: column sums are those of each sequence alone, bit for bit", "[gpu][small]") {
     Backend* gpu = cuda_backend();
     if (!gpu) return;
     for (const int64_t width : {1, 100, 136, 1032}) {
@@ -127,8 +127,8 @@ TEST_CASE("GPU: column sums are those of each sequence alone, bit for bit", "[gp
     }
 }
 
-TEMPLATE_TEST_CASE_SIG("GPU: the squared norm is a double's, repeats, and shows what is not finite", "[gpu]",
-                       ((DType kType), kType), DType::bf16, DType::f32) {
+TEMPLATE_TEST_CASE_SIG("GPU: the squared norm is a double's, repeats, and shows what is not finite",
+                       "[gpu][small]", ((DType kType), kType), DType::bf16, DType::f32) {
     Backend* gpu = cuda_backend();
     if (!gpu) return;
     for (const int64_t count : {1, 3, 8, 100, 16385, 1000003}) {
@@ -158,7 +158,7 @@ TEMPLATE_TEST_CASE_SIG("GPU: the squared norm is a double's, repeats, and shows 
     CHECK(actual == 0x1p200);
 }
 
-TEST_CASE("GPU: normal deviates are the CPU's, to a last bit", "[gpu]") {
+TEST_CASE("GPU: normal deviates are the CPU's, to a last bit", "[gpu][small]") {
     Backend* gpu = cuda_backend();
     if (!gpu) return;
     constexpr int64_t kCount = 100003;

@@ -73,7 +73,7 @@ TEST_CASE("GPU: the gated norm rounds once, at published sizes and odd ones, als
     }
 }
 
-TEST_CASE("GPU: the gated norm stays finite where the gate is far out or shut", "[gpu]") {
+TEST_CASE("GPU: the gated norm stays finite where the gate is far out or shut", "[gpu][small]") {
     Backend* gpu = cuda_backend();
     if (!gpu) return;
     const GatedCase c{.shape = {8, 32, 32, 2, 4}};
@@ -84,7 +84,7 @@ TEST_CASE("GPU: the gated norm stays finite where the gate is far out or shut", 
     CHECK(device_output(*gpu, c, in, false) == std::vector<float>(in.y.size()));
 }
 
-TEST_CASE("GPU: the gated norm's bits depend on the sequence alone", "[gpu]") {
+TEST_CASE("GPU: the gated norm's bits depend on the sequence alone", "[gpu][small]") {
     Backend* gpu = cuda_backend();
     if (!gpu) return;
     for (const int64_t head_dim : {13, 64}) {

@@ -21,6 +21,7 @@ namespace {
 
 constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * kWarp;
+constexpr float kLn2 = 0.69314718055994531f, kLog2E = 1.4426950408889634f;
 
 struct AttentionParams {
     const uint16_t *q, *k, *v;
@@ -29,8 +30,7 @@ struct AttentionParams {
     float* lse;  // null: not wanted
     int time, heads, kv_heads, head_dim, query_blocks;
     bool aligned;      // every row of a head begins on 16 bytes
-    float scale;       // 1 / sqrt(head_dim)
-    float scale_log2;  // the same times log2(e): exponentials are taken to base 2
+    float scale_log2;  // log2(e) / sqrt(head_dim): exponentials are taken to base 2
 };
 
 // kDim: head_dim padded; kTiles: 16-row tiles of queries per warp; kKeys: keys of a block.
@@ -225,8 +225,10 @@ __device__ __forceinline__ void advance_softmax(Scores<Shape>& scores, Running<S
             largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 2));
             running.largest[tile][half] = largest;
             // A row that has seen no key yet keeps -inf; its exponentials are then taken against 0.
-            const float shift = largest == -INFINITY ? 0.0f : largest * scale_log2;
-            fade[half] = exp2_fast(before * scale_log2 - shift);
+            // Shifts are rounded on their own, never inside a fused operation: the sum's terms are relative
+            // to the rounded shift, and a maximum that stays makes a fade of exactly 1.
+            const float shift = largest == -INFINITY ? 0.0f : __fmul_rn(largest, scale_log2);
+            fade[half] = exp2_fast(__fmul_rn(before, scale_log2) - shift);
             float sum = running.sum[tile][half] * fade[half];
 #pragma unroll
             for (int n = 0; n < Shape::kKeys / 8; ++n)
@@ -291,7 +293,8 @@ __device__ __forceinline__ void finish_rows(const Running<Shape>& running, const
             sum += __shfl_xor_sync(kAllLanes, sum, 2);
             const int row = tile * 16 + lane / 4 + 8 * half;
             if (lse && lane % 4 == 0 && warp_row + row < p.time)
-                lse[warp_row + row] = running.largest[tile][half] * p.scale + logf(sum);
+                lse[warp_row + row] =
+                    (__fmul_rn(running.largest[tile][half], p.scale_log2) + log2f(sum)) * kLn2;
             const float share = 1.0f / sum;
 #pragma unroll
             for (int n = 0; n < Shape::kDim / 8; ++n)
@@ -437,8 +440,7 @@ void attention_forward_plain(const Context& context, const AttentionForward& arg
     p.head_dim = narrow<int>(args.head_dim);
     p.aligned = p.head_dim % 8 == 0 && aligned_to_16(p.q) && aligned_to_16(p.k) && aligned_to_16(p.v) &&
                 aligned_to_16(p.out);
-    p.scale = 1.0f / std::sqrt(static_cast<float>(p.head_dim));
-    p.scale_log2 = p.scale * 1.4426950408889634f;
+    p.scale_log2 = kLog2E / std::sqrt(static_cast<float>(p.head_dim));
 
     if (p.head_dim <= 32) return launch<AttentionShape<32, 2, 32, 4>>(context, p, batch);
     if (p.head_dim <= 64) return launch<AttentionShape<64, 2, 96, 2>>(context, p, batch);

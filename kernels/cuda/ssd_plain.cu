@@ -37,6 +37,7 @@ struct ScanParams {
     float *final_state, *chunk_states;  // null: not wanted
     float* partial_y;                   // [B, T, inner], the sum over parts of the state; null: one part
     int time, heads, head_dim, state, heads_per_group;
+    int64_t head_state;                                            // elements of one head's state
     int64_t conv_channels, projection, inner, b_offset, c_offset;  // b and c within a row of xbc
     int chunk, chunks;                                             // of chunk_states, else unused
     float dt_min, dt_max;
@@ -64,15 +65,12 @@ struct StepValues {
 };
 
 // Rows of B and C are padded by 16 bytes, so that ldmatrix meets eight different banks. A block takes up to
-// kWidest channels; registers are shared out so that kBlocks of the widest fit on a multiprocessor.
+// kWidest channels, 16 a warp. kRegisters a thread let as many blocks onto a multiprocessor as shared memory
+// does: of 32 channels eight or (state 64) six, of 64 or 80 two.
 template <int kState>
 struct Layout {
-    static constexpr int kWidest = kState <= 32 ? 128 : kState <= 128 ? 96 : 64;
-    static constexpr int kBlocks = kState <= 64 ? 2 : 1;
-    // Loads of the next step beside this one, or more blocks at a time? Measured (minis of 64: 1.11 ms with
-    // two stages, 0.87 with one; the 8B shape: 1.50 with two, 2.01 with one); at 256 two stages leave room
-    // for one block only.
-    static constexpr int kStages = kState == 128 ? 2 : 1;
+    static constexpr int kWidest = kState <= 64 ? 128 : kState <= 128 ? 96 : 64;
+    static constexpr int kRegisters = kState <= 32 ? 128 : kState <= 64 ? 168 : kState <= 128 ? 200 : 255;
     static constexpr int kPitch = 2 * (kState + 8);
     static constexpr int kRowsBytes = kStep * kPitch;  // of B, and of C
 };
@@ -84,9 +82,8 @@ __host__ __device__ constexpr int stage_bytes(int width) {
     return 2 * Layout<kState>::kRowsBytes + kStep * x_pitch(width);
 }
 template <int kState>
-constexpr int shared_bytes(int width) {
-    return Layout<kState>::kStages * stage_bytes<kState>(width) + kStep * kMPitch +
-           2 * static_cast<int>(sizeof(StepValues));
+constexpr int shared_bytes(int width, int stages) {
+    return stages * stage_bytes<kState>(width) + kStep * kMPitch + 2 * static_cast<int>(sizeof(StepValues));
 }
 
 // A source of rows of bf16 values: `rows` of them with `columns` values exist, what lies beyond is taken as
@@ -424,11 +421,10 @@ __device__ void sum_parts(float (&y)[kStep / 8][4], const ScanParams& p, float* 
         }
 }
 
-// kParts: the state is cut into several parts, this is one.
-template <int kState, bool kParts>
-__global__ void __launch_bounds__(2 * Layout<kState>::kWidest, Layout<kState>::kBlocks)
-    scan_kernel(const ScanParams p) {
-    constexpr int kStages = Layout<kState>::kStages;
+// kParts: the state is cut into several parts, this is one. kStages: with two, the next step is loaded beside
+// this one.
+template <int kState, bool kParts, int kStages>
+__global__ void __maxnreg__(Layout<kState>::kRegisters) scan_kernel(const ScanParams p) {
     extern __shared__ __align__(128) unsigned char shared[];
     const Place place(p);
     const int warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
@@ -439,8 +435,8 @@ __global__ void __launch_bounds__(2 * Layout<kState>::kWidest, Layout<kState>::k
     const int first_of_head = place.head * p.head_dim, first_of_slice = first_of_head + place.first_channel;
     const int channel = place.first_channel + warp * 16;  // the warp's first
     const int channels = p.head_dim - channel;            // from there on; may be <= 0
-    const uint16_t* rows = p.xbc + place.first_row(p) * p.conv_channels;
 
+    const uint16_t* rows = p.xbc + place.first_row(p) * p.conv_channels;
     // A step ends after kStep tokens, at the end, or where a chunk of chunk_states does.
     int chunk = 0, chunk_end = p.chunk_states ? p.chunk : p.time;
     const auto step_count = [&](int begin) {
@@ -461,9 +457,8 @@ __global__ void __launch_bounds__(2 * Layout<kState>::kWidest, Layout<kState>::k
     };
 
     State<kState> state = {};
-    const int64_t head_state = static_cast<int64_t>(p.head_dim) * p.state;
     if (p.initial_state) {
-        const float* from = p.initial_state + (place.sequence * p.heads + place.head) * head_state;
+        const float* from = p.initial_state + (place.sequence * p.heads + place.head) * p.head_state;
         for_each_element<kState>(state, p, channel, [&](float& value, int64_t at) { value = from[at]; });
     }
     int count = p.time > 0 ? step_count(0) : 0;
@@ -487,7 +482,7 @@ __global__ void __launch_bounds__(2 * Layout<kState>::kWidest, Layout<kState>::k
 
         if (p.chunk_states && begin == chunk_end - p.chunk) {
             float* to =
-                p.chunk_states + ((place.sequence * p.chunks + chunk) * p.heads + place.head) * head_state;
+                p.chunk_states + ((place.sequence * p.chunks + chunk) * p.heads + place.head) * p.head_state;
             for_each_element<kState>(state, p, channel,
                                      [&](float& value, int64_t at) { to[at] = steps.opens ? 0.0f : value; });
         }
@@ -524,22 +519,22 @@ __global__ void __launch_bounds__(2 * Layout<kState>::kWidest, Layout<kState>::k
         }
     }
     if (p.final_state) {
-        float* to = p.final_state + (place.sequence * p.heads + place.head) * head_state;
+        float* to = p.final_state + (place.sequence * p.heads + place.head) * p.head_state;
         for_each_element<kState>(state, p, channel, [&](float& value, int64_t at) { to[at] = value; });
     }
 }
 
-template <int kState, bool kParts>
+template <int kState, bool kParts = false, int kStages = 1>
 void launch(const Context& context, ScanParams p, int64_t batch) {
     p.slices = narrow<int>(div_up(p.head_dim, Layout<kState>::kWidest));
     p.width = narrow<int>(div_up(div_up(p.head_dim, p.slices), 16) * 16);
-    const int bytes = shared_bytes<kState>(p.width);
+    const int bytes = shared_bytes<kState>(p.width, kStages);
     MP_ASSERT(bytes <= context.shared_memory_per_block);
     const int64_t blocks = batch * p.heads * p.slices;
     MP_ASSERT(blocks <= INT32_MAX);
-    MP_CUDA(cudaFuncSetAttribute(scan_kernel<kState, kParts>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 bytes));
-    scan_kernel<kState, kParts>
+    MP_CUDA(cudaFuncSetAttribute(scan_kernel<kState, kParts, kStages>,
+                                 cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    scan_kernel<kState, kParts, kStages>
         <<<static_cast<unsigned>(blocks), p.width / 16 * kWarp, bytes, context.stream>>>(p);
     MP_CUDA_LAUNCHED();
 }
@@ -564,6 +559,7 @@ ScanParams scan_params(const SsdForward& args) {
     p.head_dim = narrow<int>(s.head_dim);
     p.state = p.part_size = narrow<int>(s.state);
     p.heads_per_group = narrow<int>(div_exact(s.heads, s.groups));
+    p.head_state = s.head_dim * s.state;
     p.conv_channels = s.conv_channels();
     p.projection = s.projection();
     p.inner = s.inner();
@@ -590,10 +586,17 @@ void ssd_forward_plain(const Context& context, const SsdForward& args) {
     const int64_t batch = args.xbc.size(0);
     if (batch == 0) return;
     ScanParams p = scan_params(args);
-    if (p.state <= 32) return launch<32, false>(context, p, batch);
-    if (p.state <= 64) return launch<64, false>(context, p, batch);
-    if (p.state <= 128) return launch<128, false>(context, p, batch);
-    if (p.state <= kLargestState) return launch<kLargestState, false>(context, p, batch);
+    // A second stage or more blocks at a time? Measured on an H100: 32 channels with a state of 64 take 1.11
+    // ms with two stages and 0.87 with one, the 8B shape 1.50 and 2.01; at 256 two stages leave room for one
+    // block only.
+    if (p.state <= 32) return launch<32>(context, p, batch);
+    if (p.state <= 64) return launch<64>(context, p, batch);
+    if (p.state <= 128) {
+        if (shared_bytes<128>(Layout<128>::kWidest, 2) <= context.shared_memory_per_block)
+            return launch<128, false, 2>(context, p, batch);
+        return launch<128>(context, p, batch);
+    }
+    if (p.state <= kLargestState) return launch<kLargestState>(context, p, batch);
     MP_ASSERT(context.scratch_capacity >= ssd_plain_scratch_bytes(args));
     p.partial_y = reinterpret_cast<float*>(context.scratch);
     for (int begin = 0; begin < p.state; begin += kLargestState) {

@@ -8,7 +8,8 @@
 
 namespace minipuzzle::cli {
 
-// Told where each phase begins; says with -v, at the end, how long each took: "context 0.31 s, load 0.05 s, ...".
+// Told where each phase begins; says with -v, at the end, how long each took: "context 0.31 s, load 0.05 s,
+// ...".
 class Phases {
   public:
     explicit Phases(Console& console) : console_(console) {}

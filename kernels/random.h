@@ -23,7 +23,7 @@ constexpr uint64_t counter_random(uint64_t seed, uint64_t counter) {
 }
 
 // The index-th standard normal deviate of a stream: Box-Muller over uniforms of 53 bits in (0, 1).
-inline double counter_uniform(uint64_t key, int64_t index) {
+constexpr double counter_uniform(uint64_t key, int64_t index) {
     return (static_cast<double>(counter_random(key, static_cast<uint64_t>(index)) >> 11) + 0.5) * 0x1p-53;
 }
 inline double counter_normal(uint64_t key, int64_t index) {

@@ -97,6 +97,7 @@ class CudaBackend final : public Backend {
         context_.multiprocessors = properties.multiProcessorCount;
         context_.shared_memory_per_block = static_cast<int64_t>(properties.sharedMemPerBlockOptin);
         MP_CUDA(cudaStreamCreateWithFlags(&context_.stream, cudaStreamNonBlocking));
+        context_.hopper_code = runs_hopper_code(context_.stream);
     }
     ~CudaBackend() override {
         cudaStreamSynchronize(context_.stream);

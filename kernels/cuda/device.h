@@ -24,12 +24,18 @@ inline void check_cuda(cudaError_t error, const char* expression, const char* fi
 struct Context {
     cudaStream_t stream = nullptr;
     int multiprocessors = 0;
-    int architecture = 0;                 // 90 for compute capability 9.0
+    int architecture = 0;  // 90 for compute capability 9.0
+    // The kernels run as compiled for 9.0a, with Hopper's own instructions; not so where the driver made the
+    // code of 8.0's PTX, on whatever device.
+    bool hopper_code = false;
     int64_t shared_memory_per_block = 0;  // the opt-in limit, bytes
     // Memory an operation may use until it ends, 256-byte aligned: at least its own scratch_bytes() (see
     // operations.h).
     std::byte* scratch = nullptr;
     int64_t scratch_capacity = 0;
 };
+
+// Whether the current device runs the code compiled for 9.0a.
+bool runs_hopper_code(cudaStream_t stream);
 
 }  // namespace minipuzzle::cuda

@@ -255,7 +255,7 @@ int64_t scratch_bytes(const SsdForward& args) {
 }
 
 void run(const Context& context, const SsdForward& args) {
-    if (context.architecture == 90 && may_be_fast(args) && aligned(args.xbc) && aligned(args.y))
+    if (context.hopper_code && may_be_fast(args) && aligned(args.xbc) && aligned(args.y))
         run_fast(context, args);
     else
         ssd_forward_plain(context, args);

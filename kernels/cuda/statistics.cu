@@ -104,13 +104,10 @@ void sum_squares(const Context& context, const T* x, int64_t count, double* part
 
 constexpr int kRandomThreads = 256;
 
-// kernels/random.h: counter_uniform and counter_normal.
-__device__ double uniform(uint64_t key, int64_t index) {
-    return (static_cast<double>(counter_random(key, static_cast<uint64_t>(index)) >> 11) + 0.5) * 0x1p-53;
-}
+// kernels/random.h: counter_normal.
 __device__ double normal(uint64_t key, int64_t index) {
-    const double radius = sqrt(-2 * log(uniform(key, 2 * index)));
-    return radius * cos(2 * std::numbers::pi * uniform(key, 2 * index + 1));
+    const double radius = sqrt(-2 * log(counter_uniform(key, 2 * index)));
+    return radius * cos(2 * std::numbers::pi * counter_uniform(key, 2 * index + 1));
 }
 
 __device__ void put(float* to, double value) { *to = static_cast<float>(value); }

@@ -1,0 +1,88 @@
+// --arch, --random-weights and --weight-memory, on the CPU.
+#include "tests/catch.h"
+#include "tests/support/program.h"
+
+namespace minipuzzle::cli {
+namespace {
+
+using nlohmann::json;
+using test::demo_model;
+using test::run;
+using test::run_json;
+using test::TempDir;
+using test::token_rows;
+
+struct Rows {
+    TempDir dir;
+    std::string path = dir.write("rows.jsonl", token_rows(6, 70)).string();
+};
+
+void refused(const std::vector<std::string>& arguments, const std::string& says) {
+    const auto outcome = run(arguments);
+    INFO(outcome.err);
+    CHECK(outcome.code == 2);
+    CHECK(outcome.out.empty());
+    CHECK(outcome.err.find(says) != std::string::npos);
+    CHECK(std::count(outcome.err.begin(), outcome.err.end(), '\n') == 1);
+}
+
+TEST_CASE("streamed weights change no figure of eval and score") {
+    const Rows rows;
+    const std::vector<std::string> eval = {"eval",      "--model", demo_model(), "--data", rows.path,
+                                           "--seq-len", "64",      "--device",   "cpu",    "-q"};
+    auto streamed = eval;
+    streamed.insert(streamed.end(), {"--weight-memory", "4MiB"});
+    CHECK(run_json(eval)["loss"] == run_json(streamed)["loss"]);
+
+    const auto scores_of = [&](const std::string& name, const std::vector<std::string>& more) {
+        std::vector<std::string> arguments = {
+            "score", "--model",   demo_model(), "--data", rows.path, "--device",
+            "cpu",   "--seq-len", "64",         "-q",     "--out",   (rows.dir / name).string()};
+        arguments.insert(arguments.end(), more.begin(), more.end());
+        run_json(arguments);
+        return test::content_of((rows.dir / name).replace_extension(".csv"));
+    };
+    CHECK(scores_of("resident.json", {}) == scores_of("streamed.json", {"--weight-memory", "4MiB"}));
+}
+
+TEST_CASE("with -v a run says where the weights lie and what its time went into") {
+    const Rows rows;
+    const auto outcome = run({"eval", "--model", demo_model(), "--data", rows.path, "--seq-len", "64",
+                              "--device", "cpu", "--weight-memory", "4MiB", "-v"});
+    REQUIRE(outcome.code == 0);
+    for (const char* words : {"device cpu", "are streamed", "context ", "load ", "compute "})
+        CHECK(outcome.err.find(words) != std::string::npos);
+}
+
+TEST_CASE("weights that cannot be had are refused in one line") {
+    const Rows rows;
+    refused({"eval", "--data", rows.path}, "--model");
+    refused({"eval", "--data", rows.path, "--arch", "nemotron-h-8b"}, "--random-weights");
+    refused(
+        {"eval", "--data", rows.path, "--arch", "nemotron-h-8b", "--random-weights", "--model", demo_model()},
+        "one of");
+    refused({"eval", "--data", rows.path, "--model", demo_model(), "--random-weights"}, "go together");
+    refused({"score", "--data", rows.path, "--model", demo_model(), "--weight-memory", "1000", "--out",
+             (rows.dir / "s.json").string()},
+            "at least");
+}
+
+TEST_CASE("bench times a model resident, streamed, and streamed without overlap") {
+    const json result = run_json({"bench", "--model", demo_model(), "--prefill", "32", "--batch", "2",
+                                  "--weight-memory", "4MiB", "--device", "cpu", "-q"});
+    CHECK(result["format"] == "minipuzzle.bench/1");
+    CHECK(result["batch"] == 2);
+    REQUIRE(result["rows"].size() == 3);
+    for (const json& row : result["rows"]) {
+        CHECK(row["loss"] == result["rows"][0]["loss"]);
+        CHECK(row["ms"].get<double>() > 0);
+        CHECK(row["tokens_per_second"].get<double>() == Approx(64 / row["ms"].get<double>() * 1e3));
+    }
+    CHECK(result["rows"][0]["weights"] == "resident");
+    CHECK(result["rows"][0]["streamed_bytes"] == 0);
+    CHECK(result["rows"][1]["weight_bytes"].get<int64_t>() <= 4 << 20);
+    CHECK(result["rows"][1]["streamed_bytes"].get<int64_t>() > 0);
+}
+
+}  // namespace
+}  // namespace minipuzzle::cli

@@ -64,6 +64,8 @@ class Passes {
           sweep_(backend, model.architecture(), model.weights(), plans(model.architecture(), command.sweep),
                  nullptr) {}
 
+    const std::string& memory_table() const { return sweep_.memory_table(); }
+
     Row measure(const std::string& how) {
         SweepResult result;
         Row row{.weights = how};
@@ -93,7 +95,9 @@ void add_resident(Backend& backend, const Context& context, const BenchCommand& 
     WeightOptions options = command.weights;
     options.weight_memory = 0;
     const OpenedModel model(backend, command.model, options, context);
-    rows.push_back(Passes(backend, model, command, context.seed()).measure("resident"));
+    Passes passes(backend, model, command, context.seed());
+    rows.push_back(passes.measure("resident"));
+    context.console.detail("activations and scratch at their peak:\n" + passes.memory_table());
 }
 
 std::vector<Row> measure_all(Backend& backend, const Context& context, const BenchCommand& command) {

@@ -33,7 +33,8 @@ bool aligned(const Tensor& tensor) { return reinterpret_cast<uintptr_t>(tensor.d
 // What shapes say; whether memory is aligned and which device it is are seen at the launch.
 bool may_be_fast(const SsdForward& args) {
     return has_fast_shape(args.shape) && (!args.chunk_states || args.chunk % kChunk == 0) &&
-           args.xbc.size(0) > 0 && args.xbc.size(1) > 0 && args.xbc.size(1) < (int64_t{1} << 30);
+           args.xbc.size(0) > 0 && args.xbc.size(0) < 65536 && args.xbc.size(1) > 0 &&
+           args.xbc.size(1) < (int64_t{1} << 30);
 }
 
 // Blocks of one sequence fill the chip at batch 1 where the sequence is long enough for several segments of
@@ -92,20 +93,29 @@ PFN_cuTensorMapEncodeTiled_v12000 map_encoder() {
     return function;
 }
 
-// Boxes of [rows, columns] of a [B, T, C] tensor of bf16, swizzled by the box's width.
-CUtensorMap make_map(const Tensor& tensor, int64_t columns, int64_t rows) {
-    const cuuint64_t extents[3] = {static_cast<cuuint64_t>(tensor.size(2)),
-                                   static_cast<cuuint64_t>(tensor.size(1)),
-                                   static_cast<cuuint64_t>(tensor.size(0))};
-    const cuuint64_t strides[2] = {extents[0] * 2, extents[0] * extents[1] * 2};
-    const cuuint32_t box[3] = {static_cast<cuuint32_t>(columns), static_cast<cuuint32_t>(rows), 1};
-    const cuuint32_t steps[3] = {1, 1, 1};
-    const CUtensorMapSwizzle swizzle = columns == 64   ? CU_TENSOR_MAP_SWIZZLE_128B
-                                       : columns == 32 ? CU_TENSOR_MAP_SWIZZLE_64B
-                                                       : CU_TENSOR_MAP_SWIZZLE_32B;
+// One axis of a tensor map: its extent, its stride in bytes, and how much of it a box holds.
+struct Axis {
+    int64_t extent, stride, box;
+};
+
+// Boxes of a tensor of bf16, axes from the innermost (whose stride is 2); swizzled by the width of the
+// innermost.
+CUtensorMap make_map(std::byte* base, std::initializer_list<Axis> axes) {
+    cuuint64_t extents[5] = {}, strides[5] = {};
+    cuuint32_t box[5] = {}, steps[5] = {};
+    cuuint32_t rank = 0;
+    for (const Axis& axis : axes) {
+        extents[rank] = static_cast<cuuint64_t>(axis.extent);
+        strides[rank] = static_cast<cuuint64_t>(axis.stride);
+        box[rank] = static_cast<cuuint32_t>(axis.box);
+        steps[rank++] = 1;
+    }
+    const CUtensorMapSwizzle swizzle = box[0] == 64   ? CU_TENSOR_MAP_SWIZZLE_128B
+                                       : box[0] == 32 ? CU_TENSOR_MAP_SWIZZLE_64B
+                                                      : CU_TENSOR_MAP_SWIZZLE_32B;
     CUtensorMap map{};
     const CUresult result =
-        map_encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, tensor.data, extents, strides, box, steps,
+        map_encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, rank, base, extents, strides + 1, box, steps,
                       CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                       CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     MP_ASSERT(result == CUDA_SUCCESS);
@@ -113,14 +123,21 @@ CUtensorMap make_map(const Tensor& tensor, int64_t columns, int64_t rows) {
 }
 
 ssd::ScanMaps make_maps(const SsdForward& args) {
-    const int64_t main = std::min<int64_t>(args.shape.head_dim, 64), rest = args.shape.head_dim - main;
+    const MambaShape& s = args.shape;
+    const int64_t batch = args.xbc.size(0), time = args.xbc.size(1), of_groups = s.groups * s.state;
+    const int64_t main = std::min<int64_t>(s.head_dim, 64), rest = s.head_dim - main;
+    const Axis tokens{time, s.conv_channels() * 2, kChunk}, sequences{batch, time * s.conv_channels() * 2, 1};
+    const Axis heads{s.heads, s.head_dim * 2, 2}, blocks{of_groups / 64, 128, s.state / 64};
+    const Axis y_tokens{time, s.inner() * 2, 16}, y_sequences{batch, time * s.inner() * 2, 1};
+    std::byte* bc = args.xbc.data + s.inner() * 2;
     ssd::ScanMaps maps{};
-    maps.x = make_map(args.xbc, main, kChunk);
-    maps.bc = make_map(args.xbc, 64, kChunk);
-    maps.y = make_map(args.y, main, 16);
+    maps.x = make_map(args.xbc.data, {{main, 2, main}, tokens, heads, sequences});
+    maps.bc = make_map(bc, {{64, 2, 64}, tokens, blocks, {2, of_groups * 2, 2}, sequences});
+    maps.b = make_map(bc, {{64, 2, 64}, tokens, blocks, sequences});
+    maps.y = make_map(args.y.data, {{s.inner(), 2, main}, y_tokens, y_sequences});
     if (rest > 0) {
-        maps.x_rest = make_map(args.xbc, rest, kChunk);
-        maps.y_rest = make_map(args.y, rest, 16);
+        maps.x_rest = make_map(args.xbc.data + main * 2, {{rest, 2, rest}, tokens, heads, sequences});
+        maps.y_rest = make_map(args.y.data, {{s.inner(), 2, rest}, y_tokens, y_sequences});
     }
     return maps;
 }
@@ -191,8 +208,6 @@ ssd::ScanArgs make_scan_args(const SsdForward& args, const Cut& cut, const Scrat
     scan.cut = cut;
     scan.heads = narrow<int>(shape.heads);
     scan.heads_per_group = narrow<int>(shape.heads / shape.groups);
-    scan.b_column = narrow<int>(shape.inner());
-    scan.c_column = narrow<int>(shape.inner() + shape.groups * shape.state);
     scan.steps = scratch.steps;
     scan.marks = scratch.marks;
     scan.skip = args.d.as<float>();

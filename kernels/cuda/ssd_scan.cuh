@@ -28,7 +28,6 @@ struct Cut {
 struct ScanArgs {
     Cut cut;
     int heads = 0, heads_per_group = 0;
-    int b_column = 0, c_column = 0;         // of group 0 in xbc
     const float* steps = nullptr;           // [B, H / 2, chunks, kStepFloats]
     const int32_t* marks = nullptr;         // [B, chunks, kChunk], where there are documents
     const float* skip = nullptr;            // D, [H]
@@ -41,8 +40,10 @@ struct ScanArgs {
 };
 
 struct ScanMaps {
-    CUtensorMap x, x_rest, bc;  // boxes of 64 tokens
-    CUtensorMap y, y_rest;      // boxes of 16 tokens
+    CUtensorMap x,
+        x_rest;  // boxes of 64 tokens of two heads; of the first 64 columns, and of the rest where P is 80
+    CUtensorMap bc, b;      // boxes of 64 tokens of one group's B and C, and of its B
+    CUtensorMap y, y_rest;  // boxes of 16 tokens
 };
 
 // Sizes and places in shared memory.
@@ -136,21 +137,13 @@ struct Feed {
         const int row = chunk(i) * kChunk;
         const int group = 2 * pair / args.heads_per_group;
         sm90::barrier_expect(barrier, kBytes);
-        for (int h = 0; h < 2; ++h) {
-            const int column = (2 * pair + h) * kP;
-            sm90::copy_box_in(to + h * L::kXBytes, maps.x, barrier, column, row, sequence);
-            if constexpr (L::kRest > 0)
-                sm90::copy_box_in(to + h * L::kXBytes + L::kMainBytes, maps.x_rest, barrier,
-                                  column + L::kMain, row, sequence);
-        }
-        for (int block = 0; block < L::kStateBlocks; ++block) {
-            const int column = group * kN + block * 64;
-            sm90::copy_box_in(to + L::kB + block * L::kBlockBytes, maps.bc, barrier, args.b_column + column,
-                              row, sequence);
-            if constexpr (!kPartial)
-                sm90::copy_box_in(to + L::kC + block * L::kBlockBytes, maps.bc, barrier,
-                                  args.c_column + column, row, sequence);
-        }
+        sm90::copy_box_in(to, maps.x, barrier, 0, row, 2 * pair, sequence);
+        if constexpr (L::kRest > 0)
+            sm90::copy_box_in(to + 2 * L::kMainBytes, maps.x_rest, barrier, 0, row, 2 * pair, sequence);
+        if constexpr (kPartial)
+            sm90::copy_box_in(to + L::kB, maps.b, barrier, 0, row, group * L::kStateBlocks, sequence);
+        else
+            sm90::copy_box_in(to + L::kB, maps.bc, barrier, 0, row, group * L::kStateBlocks, 0, sequence);
         const int64_t of_pair = static_cast<int64_t>(sequence) * (args.heads / 2) + pair;
         sm90::copy_in(shared + L::kSteps + i % L::kStages * kStepBytes,
                       args.steps + (of_pair * args.cut.chunks + chunk(i)) * kStepFloats, kStepBytes, barrier);
@@ -277,7 +270,13 @@ struct Head {
     using Output = ssd::Output<kP>;
     static constexpr auto kWide = sm90::Swizzle::b128;
     static constexpr auto kNarrow = sm90::Swizzle::b32;
-    int warp, lane;
+    int group, warp, lane;
+
+    // Where this head's x (or y) lies in a stage: its first 64 columns, and the rest.
+    __device__ uint32_t main_tile(uint32_t tiles) const { return tiles + group * L::kMainBytes; }
+    __device__ uint32_t rest_tile(uint32_t tiles) const {
+        return tiles + 2 * L::kMainBytes + group * (L::kXBytes - L::kMainBytes);
+    }
 
     // X'^T, with X'_j = 2^(from_start - u_j) x_j, in A's layout, 16 tokens a row of the result: rows are
     // channels 16 warp ... of the tile.
@@ -306,18 +305,18 @@ struct Head {
             }
         }
     }
-    __device__ void main_x(uint32_t x_tile, const Steps& steps, float from_start, int first_token,
+    __device__ void main_x(uint32_t x_tiles, const Steps& steps, float from_start, int first_token,
                            uint32_t (&x)[4][4]) const {
         if (16 * warp < L::kMain) {
-            scaled_x<L::kSwizzle>(x_tile, 2 * warp, steps, from_start, first_token, x);
+            scaled_x<L::kSwizzle>(main_tile(x_tiles), 2 * warp, steps, from_start, first_token, x);
         } else {
             sm90::set_zero(x);
         }
     }
 
-    __device__ void rest_x(uint32_t x_tile, const Steps& steps, float from_start, int first_token,
+    __device__ void rest_x(uint32_t x_tiles, const Steps& steps, float from_start, int first_token,
                            uint32_t (&x)[4][4]) const {
-        scaled_x<kNarrow>(x_tile + L::kMainBytes, 0, steps, from_start, first_token, x);
+        scaled_x<kNarrow>(rest_tile(x_tiles), 0, steps, from_start, first_token, x);
     }
 
     // S^T += X'^T B, the first 64 rows; asynchronous.
@@ -390,14 +389,14 @@ struct Head {
         }
     }
     // y += M X, asynchronous.
-    __device__ void add_scores_x(Output& y, const uint32_t (&m)[4][4], uint32_t x_tile) const {
-        const sm90::Descriptor of_x = sm90::descriptor<L::kSwizzle>(x_tile, 0);
+    __device__ void add_scores_x(Output& y, const uint32_t (&m)[4][4], uint32_t x_tiles) const {
+        const sm90::Descriptor of_x = sm90::descriptor<L::kSwizzle>(main_tile(x_tiles), 0);
 #pragma unroll
         for (int k = 0; k < 4; ++k)
             sm90::Wgmma<L::kMain>::template registers_by_shared<true>(y.main, m[k],
                                                                       of_x + k * 16 * 2 * L::kMain, 1);
         if constexpr (L::kRest > 0) {
-            const sm90::Descriptor of_rest = sm90::descriptor<kNarrow>(x_tile + L::kMainBytes, 0);
+            const sm90::Descriptor of_rest = sm90::descriptor<kNarrow>(rest_tile(x_tiles), 0);
 #pragma unroll
             for (int k = 0; k < 4; ++k)
                 sm90::Wgmma<L::kRest>::template registers_by_shared<true>(y.rest, m[k],
@@ -405,36 +404,51 @@ struct Head {
         }
     }
 
-    // M in A's layout from the scores; blocks of 16 tokens above the diagonal are zero.
-    __device__ void weigh(const float (&scores)[32], const Steps& steps, const Marks& marks,
+    // 2^(s_i - u_j) at the places of the scores; above the diagonal it means nothing. All warps take whole
+    // rows: the last one needs them, and nobody waits for the others.
+    __device__ void take_weights(const Steps& steps, float (&weights)[32]) const {
+        const float s0 = steps.s[16 * warp + lane / 4], s1 = steps.s[16 * warp + lane / 4 + 8];
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+            const float2 u = steps.u(8 * j + lane % 4 * 2);
+            weights[4 * j] = power_of_two(s0 - u.x), weights[4 * j + 1] = power_of_two(s0 - u.y);
+            weights[4 * j + 2] = power_of_two(s1 - u.x), weights[4 * j + 3] = power_of_two(s1 - u.y);
+        }
+    }
+    // M in A's layout.
+    __device__ void weigh(const float (&scores)[32], const float (&weights)[32], const Marks& marks,
                           uint32_t (&m)[4][4]) const {
-        const int row0 = 16 * warp + lane / 4, row1 = row0 + 8;
-        const float s0 = steps.s[row0], s1 = steps.s[row1];
+        switch (warp) {
+            case 0:
+                return weigh_rows<0>(scores, weights, marks, m);
+            case 1:
+                return weigh_rows<1>(scores, weights, marks, m);
+            case 2:
+                return weigh_rows<2>(scores, weights, marks, m);
+            default:
+                return weigh_rows<3>(scores, weights, marks, m);
+        }
+    }
+    // The rows of one warp; blocks of 16 tokens above the diagonal are zero.
+    template <int kWarp>
+    __device__ void weigh_rows(const float (&scores)[32], const float (&weights)[32], const Marks& marks,
+                               uint32_t (&m)[4][4]) const {
+        const int row0 = 16 * kWarp + lane / 4, row1 = row0 + 8;
         int first0 = 0, first1 = 0;
         if constexpr (kDocuments) first0 = marks.first(row0), first1 = marks.first(row1);
 #pragma unroll
-        for (int k = 0; k < 4; ++k) {
-            if (k > warp) {
+        for (int j = 0; j < 8; ++j) {
+            float v[4];
+            const int column = 8 * j + lane % 4 * 2;
 #pragma unroll
-                for (uint32_t& value : m[k]) value = 0;
-                continue;
+            for (int i = 0; i < 4; ++i) {
+                v[i] = scores[4 * j + i] * weights[4 * j + i];
+                const int row = i < 2 ? row0 : row1, first = i < 2 ? first0 : first1;
+                if (j / 2 > kWarp || (j / 2 == kWarp && column + i % 2 > row)) v[i] = 0;
+                if (kDocuments && column + i % 2 < first) v[i] = 0;
             }
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                const float* v = scores + 4 * (2 * k + half);
-                const int column = 16 * k + 8 * half + lane % 4 * 2;
-                const float2 of = steps.u(column);
-                float m00 = v[0] * power_of_two(s0 - of.x), m01 = v[1] * power_of_two(s0 - of.y);
-                float m10 = v[2] * power_of_two(s1 - of.x), m11 = v[3] * power_of_two(s1 - of.y);
-                if (k == warp || kDocuments) {
-                    if (column > row0 || column < first0) m00 = 0;
-                    if (column + 1 > row0 || column + 1 < first0) m01 = 0;
-                    if (column > row1 || column < first1) m10 = 0;
-                    if (column + 1 > row1 || column + 1 < first1) m11 = 0;
-                }
-                m[k][2 * half] = pack(m00, m01);
-                m[k][2 * half + 1] = pack(m10, m11);
-            }
+            m[j / 2][j % 2 * 2] = pack(v[0], v[1]);
+            m[j / 2][j % 2 * 2 + 1] = pack(v[2], v[3]);
         }
     }
     // y_i *= 2^(s_i), or 0 where the entering state is another document's.
@@ -453,25 +467,44 @@ struct Head {
         for (int j = 0; j < L::kMain / 8; ++j) scale(y.main + 4 * j);
         if constexpr (L::kRest > 0) scale(y.rest), scale(y.rest + 4);
     }
-    // y + D x, rounded, to a tile laid out as x's; each warp its own 16 tokens.
-    __device__ void finish_y(const Output& y, float skip, uint32_t x_tile, uint32_t y_tile) const {
+    // The warp's own 16 tokens of x, at the places of y's accumulators.
+    __device__ void read_x(uint32_t x_tiles, uint32_t (&x)[kP / 16][4]) const {
         const int row = 16 * warp + lane % 16, high = lane / 16;
-        const uint32_t at = sm90::swizzled<L::kSwizzle>(row, high);
+        const uint32_t at = main_tile(x_tiles) + sm90::swizzled<L::kSwizzle>(row, high);
+#pragma unroll
+        for (int j = 0; j < L::kMain / 16; ++j) sm90::load_matrices(x[j], at ^ (j << 5));
+        if constexpr (L::kRest > 0)
+            sm90::load_matrices(x[L::kMain / 16], rest_tile(x_tiles) + sm90::swizzled<kNarrow>(row, high));
+    }
+    // y + D x, rounded, to tiles laid out as x's; each warp its own 16 tokens.
+    __device__ void finish_y(const Output& y, float skip, uint32_t (&x)[kP / 16][4], uint32_t y_tiles) const {
+        const int row = 16 * warp + lane % 16, high = lane / 16;
+        const uint32_t at = main_tile(y_tiles) + sm90::swizzled<L::kSwizzle>(row, high);
+#pragma unroll
+        for (int j = 0; j < kP / 16; ++j) {
+            const float* of_y = j < L::kMain / 16 ? y.main + 8 * j : y.rest;
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                x[j][i] = pack(fmaf(skip, low_half(x[j][i]), of_y[2 * i]),
+                               fmaf(skip, high_half(x[j][i]), of_y[2 * i + 1]));
+        }
 #pragma unroll
         for (int j = 0; j < L::kMain / 16; ++j)
-            finish_16(y.main + 8 * j, skip, x_tile + (at ^ (j << 5)), y_tile + (at ^ (j << 5)));
+            sm90::store_matrices(at ^ (j << 5), x[j][0], x[j][1], x[j][2], x[j][3]);
         if constexpr (L::kRest > 0) {
-            const uint32_t rest = L::kMainBytes + sm90::swizzled<kNarrow>(row, high);
-            finish_16(y.rest, skip, x_tile + rest, y_tile + rest);
+            const uint32_t(&r)[4] = x[L::kMain / 16];
+            sm90::store_matrices(rest_tile(y_tiles) + sm90::swizzled<kNarrow>(row, high), r[0], r[1], r[2],
+                                 r[3]);
         }
     }
-    static __device__ void finish_16(const float* y, float skip, uint32_t x_at, uint32_t y_at) {
-        uint32_t x[4];
-        sm90::load_matrices(x, x_at);
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-            x[i] = pack(fmaf(skip, low_half(x[i]), y[2 * i]), fmaf(skip, high_half(x[i]), y[2 * i + 1]));
-        sm90::store_matrices(y_at, x[0], x[1], x[2], x[3]);
+    // Starts the copy of the warp's 16 tokens of y; one lane. Columns are those of [T, inner].
+    __device__ void store_y(const ScanMaps& maps, uint32_t y_tiles, int column, int token,
+                            int sequence) const {
+        sm90::copy_box_out(maps.y, main_tile(y_tiles) + 16 * warp * 2 * L::kMain, column, token, sequence);
+        if constexpr (L::kRest > 0)
+            sm90::copy_box_out(maps.y_rest, rest_tile(y_tiles) + 16 * warp * 2 * L::kRest, column + L::kMain,
+                               token, sequence);
+        sm90::copies_out_commit();
     }
 };
 
@@ -499,9 +532,9 @@ __global__ void __launch_bounds__(256, 1)
     }
     __syncthreads();
 
-    const int group = __shfl_sync(~0u, threadIdx.x / 128, 0), lane = threadIdx.x % 32;
-    const Head<kP, kN, kDocuments, true> head{__shfl_sync(~0u, static_cast<int>(threadIdx.x / 32 % 4), 0),
-                                              lane};
+    const int group = __shfl_sync(~0u, static_cast<int>(threadIdx.x / 128), 0), lane = threadIdx.x % 32;
+    const Head<kP, kN, kDocuments, true> head{
+        group, __shfl_sync(~0u, static_cast<int>(threadIdx.x / 32 % 4), 0), lane};
     State<kP, kN> state;
     state.clear();
     uint32_t x[4][4], next[4][4], rest[4][4];
@@ -514,12 +547,13 @@ __global__ void __launch_bounds__(256, 1)
         sm90::barrier_wait(feed.full(i), feed.parity(i));
         const Steps steps(memory, L::kSteps, i % L::kStages, group);
         const Marks marks(memory, L::kMarks, i % L::kStages);
-        const uint32_t x_tile = feed.stage(i) + group * L::kXBytes;
+        const uint32_t x_tiles = feed.stage(i);
+
         const int first_token = kDocuments ? marks.first(kChunk - 1) : 0;
         to_end += steps.last();
         const float from_start = lives ? to_end : -INFINITY;
-        head.main_x(x_tile, steps, from_start, first_token, next);
-        if constexpr (L::kRest > 0) head.rest_x(x_tile, steps, from_start, first_token, rest);
+        head.main_x(x_tiles, steps, from_start, first_token, next);
+        if constexpr (L::kRest > 0) head.rest_x(x_tiles, steps, from_start, first_token, rest);
         if constexpr (kDocuments) lives = lives && marks.reached(kChunk - 1);
     };
     sm90::set_zero(x);
@@ -590,9 +624,9 @@ __global__ void __launch_bounds__(256, 1)
     }
     __syncthreads();
 
-    const int group = __shfl_sync(~0u, threadIdx.x / 128, 0), lane = threadIdx.x % 32;
-    const Head<kP, kN, kDocuments, false> head{__shfl_sync(~0u, static_cast<int>(threadIdx.x / 32 % 4), 0),
-                                               lane};
+    const int group = __shfl_sync(~0u, static_cast<int>(threadIdx.x / 128), 0), lane = threadIdx.x % 32;
+    const Head<kP, kN, kDocuments, false> head{
+        group, __shfl_sync(~0u, static_cast<int>(threadIdx.x / 32 % 4), 0), lane};
     const int warp = head.warp, head_index = 2 * pair + group;
     constexpr int kElements = kP * kN;
     const float skip = args.skip[head_index];
@@ -606,7 +640,7 @@ __global__ void __launch_bounds__(256, 1)
     warpgroup_barrier();
 
     for (int i = 0; i < count; ++i) {
-        const uint32_t stage = feed.stage(i), x_tile = stage + group * L::kXBytes;
+        const uint32_t stage = feed.stage(i);
         const Steps steps(memory, L::kSteps, i % L::kStages, group);
         const Marks marks(memory, L::kMarks, i % L::kStages);
         sm90::barrier_wait(feed.full(i), feed.parity(i));
@@ -627,7 +661,7 @@ __global__ void __launch_bounds__(256, 1)
         uint32_t x[4][4], m[4][4];
         typename Head<kP, kN, kDocuments, false>::OperandC c{stage + L::kC, {}};
         head.read_c(c);
-        head.main_x(x_tile, steps, steps.last(), first_token, x);
+        head.main_x(stage, steps, steps.last(), first_token, x);
 
         sm90::pin(state.main);
         sm90::wgmma_fence();
@@ -642,7 +676,7 @@ __global__ void __launch_bounds__(256, 1)
 
         if constexpr (L::kRest > 0) {
             uint32_t rest[4][4];
-            head.rest_x(x_tile, steps, steps.last(), first_token, rest);
+            head.rest_x(stage, steps, steps.last(), first_token, rest);
             head.add_to_rest(state, rest, stage + L::kB);
         }
         if constexpr (!L::kRoomy) {
@@ -653,9 +687,11 @@ __global__ void __launch_bounds__(256, 1)
             __syncwarp();
         }
 
+        float weights[32];
+        head.take_weights(steps, weights);
         sm90::wgmma_wait<L::kRoomy ? 2 : 1>();
         sm90::pin(scores);
-        head.weigh(scores, steps, marks, m);
+        head.weigh(scores, weights, marks, m);
         if constexpr (L::kRoomy) {
             sm90::wgmma_wait<1>();
         } else {
@@ -669,30 +705,26 @@ __global__ void __launch_bounds__(256, 1)
         head.decay_y(y, steps, marks);
         y.pin();
         sm90::wgmma_fence();
-        head.add_scores_x(y, m, x_tile);
+        head.add_scores_x(y, m, stage);
         sm90::wgmma_commit();
 
         sm90::wgmma_wait<1>();
         sm90::pin(state.main);
         warpgroup_barrier();  // every warp has done with S
         state.to_shared(s_shared, warp, lane);
+        uint32_t own_x[kP / 16][4];
+        head.read_x(stage, own_x);
         if (L::kRoomy && lane == 0) sm90::copies_out_wait_read();
         __syncwarp();
         sm90::wgmma_wait<0>();
         y.pin();
         if constexpr (!L::kRoomy) warpgroup_barrier();  // every warp has done with x
-        const uint32_t y_tile = L::kRoomy ? shared + L::kY + group * L::kXBytes : x_tile;
-        head.finish_y(y, skip, x_tile, y_tile);
+        const uint32_t y_tiles = L::kRoomy ? shared + L::kY : stage;
+        head.finish_y(y, skip, own_x, y_tiles);
         sm90::fence_async_shared();
         __syncwarp();
-        if (lane == 0) {
-            const int row = (first + i) * kChunk + 16 * warp;
-            sm90::copy_box_out(maps.y, y_tile + 16 * warp * 2 * L::kMain, head_index * kP, row, sequence);
-            if constexpr (L::kRest > 0)
-                sm90::copy_box_out(maps.y_rest, y_tile + L::kMainBytes + 16 * warp * 32,
-                                   head_index * kP + L::kMain, row, sequence);
-            sm90::copies_out_commit();
-        }
+        if (lane == 0)
+            head.store_y(maps, y_tiles, head_index * kP, (first + i) * kChunk + 16 * warp, sequence);
         warpgroup_barrier();  // the next S is written
         if (L::kRoomy && lane == 0) feed.release(i);
     }

@@ -72,21 +72,30 @@ __device__ inline void fence_async_shared() { asm volatile("fence.proxy.async.sh
 
 // ---- the copy engine
 
-// Box at column c, row r, sequence b of a three-dimensional map, to shared memory; elements outside read 0.
-__device__ inline void copy_box_in(uint32_t to, const CUtensorMap& map, uint32_t barrier, int c, int r,
-                                   int b) {
+// The box at those coordinates of a map, innermost first, to shared memory; elements outside read 0.
+__device__ inline void copy_box_in(uint32_t to, const CUtensorMap& map, uint32_t barrier, int c0, int c1,
+                                   int c2, int c3) {
     asm volatile(
-        "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, "
-        "%4, %5}], "
-        "[%2];" ::"r"(to),
-        "l"(&map), "r"(barrier), "r"(c), "r"(r), "r"(b)
+        "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, "
+        "%4, %5, "
+        "%6}], [%2];" ::"r"(to),
+        "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+        : "memory");
+}
+__device__ inline void copy_box_in(uint32_t to, const CUtensorMap& map, uint32_t barrier, int c0, int c1,
+                                   int c2, int c3, int c4) {
+    asm volatile(
+        "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, "
+        "%4, %5, "
+        "%6, %7}], [%2];" ::"r"(to),
+        "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
         : "memory");
 }
 // From shared memory to a box; elements outside are dropped.
-__device__ inline void copy_box_out(const CUtensorMap& map, uint32_t from, int c, int r, int b) {
+__device__ inline void copy_box_out(const CUtensorMap& map, uint32_t from, int c0, int c1, int c2) {
     asm volatile(
         "cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(&map),
-        "r"(from), "r"(c), "r"(r), "r"(b)
+        "r"(from), "r"(c0), "r"(c1), "r"(c2)
         : "memory");
 }
 // `bytes` (a multiple of 16) of consecutive memory.

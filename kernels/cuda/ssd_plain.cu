@@ -66,7 +66,8 @@ struct StepValues {
 
 // Rows of B and C are padded by 16 bytes, so that ldmatrix meets eight different banks. A block takes up to
 // kWidest channels, 16 a warp. kRegisters a thread let as many blocks onto a multiprocessor as shared memory
-// does: of 32 channels eight or (state 64) six, of 64 or 80 two.
+// does: of 32 channels eight or (state 64) six, of 64 two. Of 80 channels and a state of 128 only one fits: a
+// quarter of the multiprocessor holds two warps of 200 registers.
 template <int kState>
 struct Layout {
     static constexpr int kWidest = kState <= 64 ? 128 : kState <= 128 ? 96 : 64;

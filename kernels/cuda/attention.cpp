@@ -14,9 +14,14 @@ namespace {
 // Shorter rows do not fill cuDNN's blocks, and launching them one sequence at a time would leave most of the
 // device idle; documents in a row are a mask it does not have.
 constexpr int64_t kShortestRow = 1024;
+// A plan takes up to 0.7 s to build, so only lengths that windows are cut to get one; the tails of documents,
+// each of its own length, do not.
+constexpr int64_t kLengthStep = 256;
 
 bool suits_cudnn(const AttentionForward& args) {
-    return args.head_dim % 8 == 0 && args.head_dim <= 128 && args.q.size(1) >= kShortestRow && !args.document;
+    const int64_t length = args.q.size(1);
+    return args.head_dim % 8 == 0 && args.head_dim <= 128 && length >= kShortestRow &&
+           length % kLengthStep == 0 && !args.document;
 }
 
 // Of the 64 MiB of scratch memory, for each of two streams. The plans seen so far take 256 bytes.

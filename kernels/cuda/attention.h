@@ -1,5 +1,5 @@
-// Causal grouped-query attention: cuDNN's fused kernel for the long rows of common head sizes, an own kernel
-// for everything else.
+// Causal grouped-query attention: cuDNN's fused kernel for long rows of common lengths and head sizes, an
+// own kernel for everything else.
 #pragma once
 
 #include <memory>

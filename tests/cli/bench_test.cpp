@@ -7,6 +7,7 @@ namespace minipuzzle::cli {
 namespace {
 
 using nlohmann::json;
+using test::refused;
 using test::run;
 using test::run_json;
 
@@ -56,14 +57,6 @@ TEST_CASE("bench ops prints a table") {
 }
 
 TEST_CASE("bench refuses what it does not know") {
-    const auto refused = [](const std::vector<std::string>& arguments, const std::string& says) {
-        const auto outcome = run(arguments);
-        INFO(outcome.err);
-        CHECK(outcome.code == 2);
-        CHECK(outcome.out.empty());
-        CHECK(outcome.err.find(says) != std::string::npos);
-        CHECK(std::count(outcome.err.begin(), outcome.err.end(), '\n') == 1);
-    };
     refused({"bench"}, "bench ops");
     refused({"bench", "everything"}, "everything");
     refused({"bench", "ops", "--device", "cpu", "--match", "no_such_operation"}, "rms_norm");

@@ -7,6 +7,7 @@ namespace {
 
 using nlohmann::json;
 using test::demo_model;
+using test::refused;
 using test::run;
 using test::run_json;
 using test::TempDir;
@@ -16,15 +17,6 @@ struct Rows {
     TempDir dir;
     std::string path = dir.write("rows.jsonl", token_rows(6, 70)).string();
 };
-
-void refused(const std::vector<std::string>& arguments, const std::string& says) {
-    const auto outcome = run(arguments);
-    INFO(outcome.err);
-    CHECK(outcome.code == 2);
-    CHECK(outcome.out.empty());
-    CHECK(outcome.err.find(says) != std::string::npos);
-    CHECK(std::count(outcome.err.begin(), outcome.err.end(), '\n') == 1);
-}
 
 TEST_CASE("streamed weights change no figure of eval and score") {
     const Rows rows;

@@ -100,6 +100,17 @@ inline nlohmann::json run_json(std::vector<std::string> arguments) {
     return outcome.json();
 }
 
+// A run that must end as the user's error: exit code 2, one line on stderr that says `says`, nothing on
+// stdout.
+inline void refused(const std::vector<std::string>& arguments, const std::string& says) {
+    const Outcome outcome = run(arguments);
+    INFO(outcome.err);
+    CHECK(outcome.code == 2);
+    CHECK(outcome.out.empty());
+    CHECK(outcome.err.find(says) != std::string::npos);
+    CHECK(std::count(outcome.err.begin(), outcome.err.end(), '\n') == 1);
+}
+
 // The demo model that the project ships, and rows for it that need no tokenizer.
 inline std::string demo_model() { return std::string(MINIPUZZLE_SOURCE_DIR) + "/configs/demo/model"; }
 

@@ -2,6 +2,8 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include "kernels/ops.h"
@@ -25,8 +27,14 @@ class Checker {
   public:
     explicit Checker(const char* operation) : operation_(operation) {}
 
-    void require(bool condition, const std::string& expected) const {
-        if (!condition) throw InternalError(fmt::format("internal error: {}: {}", operation_, expected));
+    // `expected` is the text, or a function that makes it: every operation is checked, hardly any fails.
+    template <class Expected>
+    void require(bool condition, const Expected& expected) const {
+        if (condition) return;
+        if constexpr (std::is_invocable_v<Expected>)
+            fail(expected());
+        else
+            fail(expected);
     }
 
     void floating(const char* name, const Tensor& tensor, std::initializer_list<int64_t> extents) {
@@ -35,9 +43,10 @@ class Checker {
             seen_floating_ = true;
             floating_type_ = tensor.dtype;
         }
-        require(is_floating(tensor.dtype) && tensor.dtype == floating_type_,
-                fmt::format("{} is {}, expected {}", name, describe(tensor),
-                            is_floating(floating_type_) ? info(floating_type_).name : "a floating type"));
+        require(is_floating(tensor.dtype) && tensor.dtype == floating_type_, [&] {
+            return fmt::format("{} is {}, expected {}", name, describe(tensor),
+                               is_floating(floating_type_) ? info(floating_type_).name : "a floating type");
+        });
     }
     void optional(const char* name, const Tensor& tensor, std::initializer_list<int64_t> extents) {
         if (tensor) floating(name, tensor, extents);
@@ -46,9 +55,10 @@ class Checker {
     // After the operation's first floating tensor.
     void precise(const char* name, const Tensor& tensor, std::initializer_list<int64_t> extents) {
         shape(name, tensor, extents);
-        require(tensor.dtype == precise_type(floating_type_),
-                fmt::format("{} is {}, expected {}", name, describe(tensor),
-                            info(precise_type(floating_type_)).name));
+        require(tensor.dtype == precise_type(floating_type_), [&] {
+            return fmt::format("{} is {}, expected {}", name, describe(tensor),
+                               info(precise_type(floating_type_)).name);
+        });
     }
     void optional_precise(const char* name, const Tensor& tensor, std::initializer_list<int64_t> extents) {
         if (tensor) precise(name, tensor, extents);
@@ -56,7 +66,8 @@ class Checker {
 
     void indices(const char* name, const Tensor& tensor, std::initializer_list<int64_t> extents) {
         shape(name, tensor, extents);
-        require(tensor.dtype == DType::i32, fmt::format("{} is {}, expected I32", name, describe(tensor)));
+        require(tensor.dtype == DType::i32,
+                [&] { return fmt::format("{} is {}, expected I32", name, describe(tensor)); });
     }
     void optional_indices(const char* name, const Tensor& tensor, std::initializer_list<int64_t> extents) {
         if (tensor) indices(name, tensor, extents);
@@ -64,9 +75,11 @@ class Checker {
 
     // Floating, of any rank, the same extents as `like`.
     void same(const char* name, const Tensor& tensor, const Tensor& like) {
-        require(static_cast<bool>(tensor), fmt::format("{} is not given", name));
-        require(tensor.same_shape(like),
-                fmt::format("{} is {}, expected the extents of {}", name, describe(tensor), describe(like)));
+        require(static_cast<bool>(tensor), [&] { return fmt::format("{} is not given", name); });
+        require(tensor.same_shape(like), [&] {
+            return fmt::format("{} is {}, expected the extents of {}", name, describe(tensor),
+                               describe(like));
+        });
         const auto& e = tensor.shape;
         if (tensor.rank == 1) floating(name, tensor, {e[0]});
         if (tensor.rank == 2) floating(name, tensor, {e[0], e[1]});
@@ -75,17 +88,23 @@ class Checker {
     }
 
   private:
+    [[noreturn]] void fail(const std::string& expected) const {
+        throw InternalError(fmt::format("internal error: {}: {}", operation_, expected));
+    }
+
     void shape(const char* name, const Tensor& tensor, std::initializer_list<int64_t> extents) {
-        require(static_cast<bool>(tensor), fmt::format("{} is not given", name));
+        require(static_cast<bool>(tensor), [&] { return fmt::format("{} is not given", name); });
         const bool fits = tensor.rank == static_cast<int>(extents.size()) &&
                           std::equal(extents.begin(), extents.end(), tensor.shape.begin());
-        require(fits,
-                fmt::format("{} is {}, expected {}", name, describe(tensor), std::vector<int64_t>(extents)));
+        require(fits, [&] {
+            return fmt::format("{} is {}, expected {}", name, describe(tensor),
+                               std::vector<int64_t>(extents));
+        });
         if (!seen_device_) {
             seen_device_ = true;
             device_ = tensor.device;
         }
-        require(tensor.device == device_, fmt::format("{} lies on another device", name));
+        require(tensor.device == device_, [&] { return fmt::format("{} lies on another device", name); });
     }
 
     const char* operation_;
@@ -105,9 +124,12 @@ struct Extents {
 void check_mamba_shape(const Checker& check, const MambaShape& s) {
     check.require(s.heads > 0 && s.head_dim > 0 && s.state > 0 && s.groups > 0 && s.conv_kernel > 0 &&
                       s.heads % s.groups == 0,
-                  fmt::format("heads {}, head_dim {}, state {}, groups {}, conv_kernel {}: expected positive "
-                              "numbers and heads divisible by groups",
-                              s.heads, s.head_dim, s.state, s.groups, s.conv_kernel));
+                  [&] {
+                      return fmt::format(
+                          "heads {}, head_dim {}, state {}, groups {}, conv_kernel {}: expected positive "
+                          "numbers and heads divisible by groups",
+                          s.heads, s.head_dim, s.state, s.groups, s.conv_kernel);
+                  });
 }
 
 // What ConvForward and ConvBackward share.
@@ -129,10 +151,12 @@ void check_ssd(Checker& check, const Ssd& args) {
     const MambaShape& s = args.shape;
     check_mamba_shape(check, s);
     const Extents x(args.zxbcdt);
-    check.require(args.chunk > 0, fmt::format("chunk is {}, expected a positive number", args.chunk));
-    check.require(
-        args.dt_min >= 0 && args.dt_max >= args.dt_min,
-        fmt::format("dt_min {} and dt_max {}: expected 0 <= dt_min <= dt_max", args.dt_min, args.dt_max));
+    check.require(args.chunk > 0,
+                  [&] { return fmt::format("chunk is {}, expected a positive number", args.chunk); });
+    check.require(args.dt_min >= 0 && args.dt_max >= args.dt_min, [&] {
+        return fmt::format("dt_min {} and dt_max {}: expected 0 <= dt_min <= dt_max", args.dt_min,
+                           args.dt_max);
+    });
     check.floating("zxbcdt", args.zxbcdt, {x.b, x.t, s.projection()});
     check.floating("xbc", args.xbc, {x.b, x.t, s.conv_channels()});
     check.precise("dt_bias", args.dt_bias, {s.heads});
@@ -146,9 +170,12 @@ void check_ssd(Checker& check, const Ssd& args) {
 template <class Attention>
 void check_attention(Checker& check, const Attention& args) {
     check.require(args.heads > 0 && args.kv_heads > 0 && args.head_dim > 0 && args.heads % args.kv_heads == 0,
-                  fmt::format("heads {}, kv_heads {}, head_dim {}: expected positive numbers and heads "
-                              "divisible by kv_heads",
-                              args.heads, args.kv_heads, args.head_dim));
+                  [&] {
+                      return fmt::format(
+                          "heads {}, kv_heads {}, head_dim {}: expected positive numbers and heads "
+                          "divisible by kv_heads",
+                          args.heads, args.kv_heads, args.head_dim);
+                  });
     const Extents x(args.q);
     check.floating("q", args.q, {x.b, x.t, args.heads * args.head_dim});
     check.floating("k", args.k, {x.b, x.t, args.kv_heads * args.head_dim});
@@ -157,16 +184,21 @@ void check_attention(Checker& check, const Attention& args) {
     check.floating("out", args.out, {x.b, x.t, args.heads * args.head_dim});
 }
 
+struct LmHeadNames {
+    const char *hidden, *head;
+};
+
 // `rows` and `vocabulary` are those of the first head.
-void check_lm_head(Checker& check, const char* name, const LmHead& lm, int64_t rows, int64_t vocabulary) {
-    const std::string hidden = fmt::format("{}.hidden", name), head = fmt::format("{}.head", name);
-    check.floating(hidden.c_str(), lm.hidden, {rows, lm.hidden.size(1)});
-    check.floating(head.c_str(), lm.head, {vocabulary, lm.hidden.size(1)});
+void check_lm_head(Checker& check, const LmHeadNames& names, const LmHead& lm, int64_t rows,
+                   int64_t vocabulary) {
+    check.floating(names.hidden, lm.hidden, {rows, lm.hidden.size(1)});
+    check.floating(names.head, lm.head, {vocabulary, lm.hidden.size(1)});
 }
 
 void check_sequence_length(const Checker& check, int64_t length, int64_t rows) {
-    check.require(length >= 0 && (length == 0 || rows % length == 0),
-                  fmt::format("sequence_length is {}, expected 0 or a divisor of {} rows", length, rows));
+    check.require(length >= 0 && (length == 0 || rows % length == 0), [&] {
+        return fmt::format("sequence_length is {}, expected 0 or a divisor of {} rows", length, rows);
+    });
 }
 
 }  // namespace
@@ -349,15 +381,16 @@ void validate(const AttentionBackward& args) {
 void validate(const VocabularyLoss& args) {
     Checker check("VocabularyLoss");
     const int64_t rows = args.student.hidden.size(0), vocabulary = args.student.head.size(0);
-    check_lm_head(check, "student", args.student, rows, vocabulary);
+    check_lm_head(check, {"student.hidden", "student.head"}, args.student, rows, vocabulary);
     if (args.teacher.hidden || args.teacher.head) {
-        check_lm_head(check, "teacher", args.teacher, rows, vocabulary);
+        check_lm_head(check, {"teacher.hidden", "teacher.head"}, args.teacher, rows, vocabulary);
     } else {
         check.require(args.kl_weight == 0, "kl_weight is not 0 without a teacher");
     }
     check.indices("targets", args.targets, {rows});
     check_sequence_length(check, args.sequence_length, rows);
-    check.require(args.temperature > 0, fmt::format("temperature is {}, expected > 0", args.temperature));
+    check.require(args.temperature > 0,
+                  [&] { return fmt::format("temperature is {}, expected > 0", args.temperature); });
     check.optional_precise("ce", args.ce, {rows});
     check.optional_precise("kl", args.kl, {rows});
     check.optional("d_hidden", args.d_hidden, {rows, args.student.hidden.size(1)});
@@ -368,14 +401,14 @@ void validate(const CompareLogits& args) {
     Checker check("CompareLogits");
     const int64_t rows = args.base.hidden.size(0), width = args.base.hidden.size(1);
     const int64_t vocabulary = args.base.head.size(0);
-    check_lm_head(check, "base", args.base, rows, vocabulary);
+    check_lm_head(check, {"base.hidden", "base.head"}, args.base, rows, vocabulary);
     check.indices("targets", args.targets, {rows});
     check_sequence_length(check, args.sequence_length, rows);
     check.optional_precise("base_loss", args.base_loss, {rows});
     check.optional_precise("base_correct", args.base_correct, {rows});
     check.optional_precise("base_power", args.base_power, {rows});
     for (const LogitsComparison& comparison : args.variants) {
-        check_lm_head(check, "variant", comparison.variant, rows, vocabulary);
+        check_lm_head(check, {"variant.hidden", "variant.head"}, comparison.variant, rows, vocabulary);
         check.optional_precise("loss", comparison.loss, {rows});
         check.optional_precise("correct", comparison.correct, {rows});
         check.optional_precise("kl", comparison.kl, {rows});
@@ -423,7 +456,7 @@ void validate(const AdamW& args) {
     check.same("gradient", args.gradient, args.parameter);
     check.same("moment1", args.moment1, args.parameter);
     check.same("moment2", args.moment2, args.parameter);
-    check.require(args.step >= 1, fmt::format("step is {}, expected 1 or more", args.step));
+    check.require(args.step >= 1, [&] { return fmt::format("step is {}, expected 1 or more", args.step); });
 }
 
 }  // namespace minipuzzle

@@ -12,8 +12,11 @@ namespace {
 class ProfilerRange {
   public:
     ProfilerRange(Backend& backend, const Architecture& architecture, int64_t layer) : backend_(backend) {
-        backend.begin_range(
-            fmt::format("layer {} {}", layer, name(type_of(architecture.layers.at(layer)))).c_str());
+        char text[64];
+        const auto end = fmt::format_to_n(text, sizeof text - 1, "layer {} {}", layer,
+                                          name(type_of(architecture.layers.at(layer))));
+        *end.out = '\0';
+        backend.begin_range(text);
     }
     ~ProfilerRange() { backend_.end_range(); }
     ProfilerRange(const ProfilerRange&) = delete;

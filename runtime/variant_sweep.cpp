@@ -13,22 +13,39 @@ namespace minipuzzle {
 
 namespace {
 
-// One slot's per-token outputs of the head, [B*T] each.
-struct SlotOutputs {
-    int64_t slot = 0;
-    LogitsComparison comparison;
+// Per-token outputs of the head that are read in one copy: a row of [B*T] each.
+struct TokenMetrics {
+    Tensor block;
+
+    TokenMetrics(DeviceArena& arena, int64_t metrics, int64_t tokens, DType dtype)
+        : block(arena.take("per-token metrics", {metrics, tokens}, dtype)) {}
+    Tensor row(int64_t metric) const { return block.slice(metric, 1).view({block.size(1)}); }
+    // Of each metric the means over windows.
+    std::vector<std::vector<double>> window_means(Backend& backend, const WindowBatch& batch) const;
 };
 
-std::vector<double> window_means(Backend& backend, const Tensor& per_token, const WindowBatch& batch) {
-    const std::vector<float> values = to_host(backend, per_token);
-    std::vector<double> means(batch.batch);
-    for (int64_t b = 0; b < batch.batch; ++b) {
-        double sum = 0;
-        for (int64_t t = 0; t < batch.length; ++t) sum += values[b * batch.length + t];
-        means[b] = sum / static_cast<double>(batch.length);
-    }
+std::vector<std::vector<double>> TokenMetrics::window_means(Backend& backend,
+                                                            const WindowBatch& batch) const {
+    const std::vector<float> values = to_host(backend, block);
+    std::vector<std::vector<double>> means(block.size(0), std::vector<double>(batch.batch));
+    auto value = values.begin();
+    for (std::vector<double>& of_metric : means)
+        for (double& mean : of_metric) {
+            double sum = 0;
+            for (int64_t t = 0; t < batch.length; ++t) sum += *value++;
+            mean = sum / static_cast<double>(batch.length);
+        }
     return means;
 }
+
+enum BaseMetric { kBaseLoss, kBaseCorrect, kBasePower, kBaseMetrics };
+enum VariantMetric { kLoss, kCorrect, kKl, kAgrees, kError, kHiddenMse, kCosine, kVariantMetrics };
+
+// What the head says of one slot.
+struct SlotOutputs {
+    int64_t slot = 0;
+    TokenMetrics metrics;
+};
 
 }  // namespace
 
@@ -63,9 +80,11 @@ struct VariantSweep::State {
     void wire(Backend& on, DeviceArena& arena, const WindowBatch& batch, SweepResult& result);
     std::vector<int32_t> neurons(const DeviceArena& arena, int64_t layer, int64_t width) const;
     void apply_layers(HybridModel& model, Backend& on, DeviceArena& arena, const std::vector<Tensor>& slots);
-    std::vector<SlotOutputs> take_outputs(DeviceArena& arena, const std::vector<Tensor>& slots, int64_t rows);
-    void read(const Tensor& base_loss, const Tensor& base_correct, const Tensor& base_power,
-              const std::vector<SlotOutputs>& outputs, const WindowBatch& batch, SweepResult& result);
+    std::vector<SlotOutputs> take_outputs(DeviceArena& arena, int64_t rows) const;
+    CompareLogits comparison(const std::vector<Tensor>& slots, const Tensor& targets,
+                             const TokenMetrics& base, const std::vector<SlotOutputs>& outputs) const;
+    void read(const TokenMetrics& base, const std::vector<SlotOutputs>& outputs, const WindowBatch& batch,
+              SweepResult& result);
 };
 
 // A dry run may come before the neurons are ranked: it needs their number only.
@@ -95,28 +114,39 @@ void VariantSweep::State::apply_layers(HybridModel& model, Backend& on, DeviceAr
     }
 }
 
-std::vector<SlotOutputs> VariantSweep::State::take_outputs(DeviceArena& arena,
-                                                           const std::vector<Tensor>& slots, int64_t rows) {
+std::vector<SlotOutputs> VariantSweep::State::take_outputs(DeviceArena& arena, int64_t rows) const {
     std::vector<int64_t> used = schedule.plan_slot;
     std::sort(used.begin(), used.end());
     used.erase(std::unique(used.begin(), used.end()), used.end());
     std::vector<SlotOutputs> outputs;
-    for (int64_t slot : used) {
-        const auto take = [&] {
-            return arena.take("per-token metrics", {rows}, precise_type(backend.compute_type()));
-        };
-        outputs.push_back(
-            {slot,
-             {.variant = {.hidden = slots[slot].view({rows, architecture.width}), .head = weights->lm_head},
-              .loss = take(),
-              .correct = take(),
-              .kl = take(),
-              .agrees = take(),
-              .error = take(),
-              .hidden_mse = take(),
-              .cosine = take()}});
-    }
+    for (int64_t slot : used)
+        outputs.push_back({slot, {arena, kVariantMetrics, rows, precise_type(backend.compute_type())}});
     return outputs;
+}
+
+CompareLogits VariantSweep::State::comparison(const std::vector<Tensor>& slots, const Tensor& targets,
+                                              const TokenMetrics& base,
+                                              const std::vector<SlotOutputs>& outputs) const {
+    const auto head_of = [&](int64_t slot) {
+        return LmHead{.hidden = slots[slot].view({targets.size(0), architecture.width}),
+                      .head = weights->lm_head};
+    };
+    CompareLogits compare{.base = head_of(schedule.base_slot),
+                          .targets = targets,
+                          .base_loss = base.row(kBaseLoss),
+                          .base_correct = base.row(kBaseCorrect),
+                          .base_power = base.row(kBasePower)};
+    compare.sequence_length = slots.front().size(1);
+    for (const auto& [slot, metrics] : outputs)
+        compare.variants.push_back({.variant = head_of(slot),
+                                    .loss = metrics.row(kLoss),
+                                    .correct = metrics.row(kCorrect),
+                                    .kl = metrics.row(kKl),
+                                    .agrees = metrics.row(kAgrees),
+                                    .error = metrics.row(kError),
+                                    .hidden_mse = metrics.row(kHiddenMse),
+                                    .cosine = metrics.row(kCosine)});
+    return compare;
 }
 
 void VariantSweep::State::wire(Backend& on, DeviceArena& arena, const WindowBatch& batch,
@@ -135,39 +165,30 @@ void VariantSweep::State::wire(Backend& on, DeviceArena& arena, const WindowBatc
     apply_layers(model, on, arena, slots);
     for (const Tensor& slot : slots) model.final_norm(slot, slot);
 
-    const std::vector<SlotOutputs> outputs = take_outputs(arena, slots, rows);
-    CompareLogits compare{
-        .base = {.hidden = slots[schedule.base_slot].view({rows, architecture.width}),
-                 .head = weights->lm_head},
-        .targets = targets,
-        .base_loss = arena.take("per-token metrics", {rows}, precise_type(backend.compute_type())),
-        .base_correct = arena.take("per-token metrics", {rows}, precise_type(backend.compute_type())),
-        .base_power = arena.take("per-token metrics", {rows}, precise_type(backend.compute_type()))};
-    compare.sequence_length = batch.length;
-    for (const SlotOutputs& output : outputs) compare.variants.push_back(output.comparison);
-    on.run(compare);
-    if (!arena.is_measuring())
-        read(compare.base_loss, compare.base_correct, compare.base_power, outputs, batch, result);
+    const TokenMetrics base(arena, kBaseMetrics, rows, precise_type(backend.compute_type()));
+    const std::vector<SlotOutputs> outputs = take_outputs(arena, rows);
+    on.run(comparison(slots, targets, base, outputs));
+    if (!arena.is_measuring()) read(base, outputs, batch, result);
 }
 
-void VariantSweep::State::read(const Tensor& base_loss, const Tensor& base_correct, const Tensor& base_power,
-                               const std::vector<SlotOutputs>& outputs, const WindowBatch& batch,
-                               SweepResult& result) {
+void VariantSweep::State::read(const TokenMetrics& base, const std::vector<SlotOutputs>& outputs,
+                               const WindowBatch& batch, SweepResult& result) {
     result.tokens.assign(batch.batch, batch.length);
-    result.base.loss = window_means(backend, base_loss, batch);
-    result.base.accuracy = window_means(backend, base_correct, batch);
-    const std::vector<double> power = window_means(backend, base_power, batch);
+    auto base_means = base.window_means(backend, batch);
+    result.base.loss = std::move(base_means[kBaseLoss]);
+    result.base.accuracy = std::move(base_means[kBaseCorrect]);
+    const std::vector<double>& power = base_means[kBasePower];
     std::map<int64_t, SequenceMetrics> by_slot;
-    for (const auto& [slot, c] : outputs) {
-        SequenceMetrics& m = by_slot[slot];
-        m.loss = window_means(backend, c.loss, batch);
-        m.accuracy = window_means(backend, c.correct, batch);
-        m.kl = window_means(backend, c.kl, batch);
-        m.top1_agreement = window_means(backend, c.agrees, batch);
-        m.hidden_mse = window_means(backend, c.hidden_mse, batch);
-        m.logit_nmse = window_means(backend, c.error, batch);
-        for (int64_t b = 0; b < batch.batch; ++b) m.logit_nmse[b] /= power[b];
-        m.cosine = window_means(backend, c.cosine, batch);
+    for (const auto& [slot, metrics] : outputs) {
+        auto means = metrics.window_means(backend, batch);
+        for (int64_t b = 0; b < batch.batch; ++b) means[kError][b] /= power[b];
+        by_slot[slot] = {.loss = std::move(means[kLoss]),
+                         .accuracy = std::move(means[kCorrect]),
+                         .kl = std::move(means[kKl]),
+                         .top1_agreement = std::move(means[kAgrees]),
+                         .hidden_mse = std::move(means[kHiddenMse]),
+                         .logit_nmse = std::move(means[kError]),
+                         .cosine = std::move(means[kCosine])};
     }
     for (int64_t slot : schedule.plan_slot) result.variants.push_back(by_slot[slot]);
     for (int64_t b = 0; b < batch.batch; ++b) {

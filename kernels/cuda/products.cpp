@@ -68,15 +68,20 @@ struct Plan {
           output_alignment(row_alignment(outputs * bytes_of(out_type))) {}
 
     void set_rows(int64_t rows) {
+        if (rows == rows_) return;
         const uint64_t columns = narrow<uint64_t>(rows);
         MP_CUBLAS(cublas_lt().layout_set(x.get(), CUBLASLT_MATRIX_LAYOUT_COLS, &columns, sizeof columns));
         MP_CUBLAS(cublas_lt().layout_set(out.get(), CUBLASLT_MATRIX_LAYOUT_COLS, &columns, sizeof columns));
+        rows_ = rows;
     }
 
     Desc desc;
     Layout weight, x, out;
     uint32_t input_alignment, output_alignment;
     std::optional<cublasLtMatmulAlgo_t> algorithm;  // none: product_plain
+
+  private:
+    int64_t rows_ = kReferenceRows;  // that the layouts say
 };
 
 void set(cublasLtMatmulPreference_t preference, cublasLtMatmulPreferenceAttributes_t attribute, auto value) {

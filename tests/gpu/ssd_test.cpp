@@ -130,7 +130,7 @@ MambaShape shape_of(int64_t heads, int64_t head_dim, int64_t groups, int64_t sta
 
 }  // namespace
 
-TEST_CASE("GPU: the scan is the CPU's at every length", "[gpu]") {
+TEST_CASE("GPU: the scan is the CPU's at every length", "[gpu][memcheck]") {
     Backend* gpu = cuda_backend();
     if (!gpu) return;
     for (const int64_t time : {1, 3, 63, 64, 65, 127, 128, 129, 200})

@@ -128,7 +128,7 @@ ssd::ScanMaps make_maps(const SsdForward& args) {
     const int64_t main = std::min<int64_t>(s.head_dim, 64), rest = s.head_dim - main;
     const Axis tokens{time, s.conv_channels() * 2, kChunk}, sequences{batch, time * s.conv_channels() * 2, 1};
     const Axis heads{s.heads, s.head_dim * 2, 2}, blocks{of_groups / 64, 128, s.state / 64};
-    const Axis y_tokens{time, s.inner() * 2, kChunk}, y_sequences{batch, time * s.inner() * 2, 1};
+    const Axis y_tokens{time, s.inner() * 2, 16}, y_sequences{batch, time * s.inner() * 2, 1};
     std::byte* bc = args.xbc.data + s.inner() * 2;
     ssd::ScanMaps maps{};
     maps.x = make_map(args.xbc.data, {{main, 2, main}, tokens, heads, sequences});

@@ -59,8 +59,6 @@ struct Layout {
     static constexpr bool kRoomy = kN <= 128;
     // C is an operand twice: where registers allow, it is read from shared memory once.
     static constexpr bool kKeepC = kRoomy && kP <= 64;
-    // The weights of the scores are taken while these are still multiplied: where registers allow, too.
-    static constexpr bool kWeightsFirst = kRoomy && kP <= 64;
     static constexpr int kStages = kPartial ? 4 : kRoomy ? 3 : 2;
 
     static constexpr int kB = 2 * kXBytes, kC = kB + kBcBytes;
@@ -154,12 +152,11 @@ struct Feed {
                           args.marks + (static_cast<int64_t>(sequence) * args.cut.chunks + chunk(i)) * kChunk,
                           kMarkBytes, barrier);
     }
-    // By one lane of every warp, or of every warpgroup in the scan, that no longer reads the i-th chunk's
-    // stage.
+    // One lane of every warp, when its warp no longer reads the i-th chunk's stage.
     __device__ void release(int i) const {
-        constexpr uint32_t kReleases = kPartial ? 8 : 2;
+        constexpr uint32_t kWarps = 8;
         const uint32_t before = sm90::count_up(shared + L::kCounters + i % L::kStages * 4);
-        if (before % kReleases == kReleases - 1 && i + L::kStages < chunks) load(i + L::kStages);
+        if (before % kWarps == kWarps - 1 && i + L::kStages < chunks) load(i + L::kStages);
     }
 };
 
@@ -407,61 +404,47 @@ struct Head {
         }
     }
 
-    // 2^(s_i - u_j) at the places of the scores, as far as the warp's rows reach; above the diagonal it means
-    // nothing.
+    // 2^(s_i - u_j) at the places of the scores; above the diagonal it means nothing. All warps take whole
+    // rows: the last one needs them, and nobody waits for the others.
     __device__ void take_weights(const Steps& steps, float (&weights)[32]) const {
-        switch (warp) {
-            case 0:
-                return take_weights_of<0>(steps, weights);
-            case 1:
-                return take_weights_of<1>(steps, weights);
-            case 2:
-                return take_weights_of<2>(steps, weights);
-            default:
-                return take_weights_of<3>(steps, weights);
-        }
-    }
-    template <int kWarp>
-    __device__ void take_weights_of(const Steps& steps, float (&weights)[32]) const {
-        const float s0 = steps.s[16 * kWarp + lane / 4], s1 = steps.s[16 * kWarp + lane / 4 + 8];
+        const float s0 = steps.s[16 * warp + lane / 4], s1 = steps.s[16 * warp + lane / 4 + 8];
 #pragma unroll
-        for (int j = 0; j < 2 * (kWarp + 1); ++j) {
+        for (int j = 0; j < 8; ++j) {
             const float2 u = steps.u(8 * j + lane % 4 * 2);
             weights[4 * j] = power_of_two(s0 - u.x), weights[4 * j + 1] = power_of_two(s0 - u.y);
             weights[4 * j + 2] = power_of_two(s1 - u.x), weights[4 * j + 3] = power_of_two(s1 - u.y);
         }
     }
     // M in A's layout.
-    __device__ void weigh(const float (&scores)[32], float (&weights)[32], const Steps& steps,
-                          const Marks& marks, uint32_t (&m)[4][4]) const {
+    __device__ void weigh(const float (&scores)[32], const float (&weights)[32], const Marks& marks,
+                          uint32_t (&m)[4][4]) const {
         switch (warp) {
             case 0:
-                return weigh_rows<0>(scores, weights, steps, marks, m);
+                return weigh_rows<0>(scores, weights, marks, m);
             case 1:
-                return weigh_rows<1>(scores, weights, steps, marks, m);
+                return weigh_rows<1>(scores, weights, marks, m);
             case 2:
-                return weigh_rows<2>(scores, weights, steps, marks, m);
+                return weigh_rows<2>(scores, weights, marks, m);
             default:
-                return weigh_rows<3>(scores, weights, steps, marks, m);
+                return weigh_rows<3>(scores, weights, marks, m);
         }
     }
     // The rows of one warp; blocks of 16 tokens above the diagonal are zero.
     template <int kWarp>
-    __device__ void weigh_rows(const float (&scores)[32], float (&weights)[32], const Steps& steps,
-                               const Marks& marks, uint32_t (&m)[4][4]) const {
+    __device__ void weigh_rows(const float (&scores)[32], const float (&weights)[32], const Marks& marks,
+                               uint32_t (&m)[4][4]) const {
         const int row0 = 16 * kWarp + lane / 4, row1 = row0 + 8;
         int first0 = 0, first1 = 0;
         if constexpr (kDocuments) first0 = marks.first(row0), first1 = marks.first(row1);
-        if constexpr (!L::kWeightsFirst) take_weights_of<kWarp>(steps, weights);
 #pragma unroll
         for (int j = 0; j < 8; ++j) {
-            float v[4] = {};
+            float v[4];
             const int column = 8 * j + lane % 4 * 2;
 #pragma unroll
-            for (int i = 0; i < 4 && j / 2 <= kWarp; ++i) {
+            for (int i = 0; i < 4; ++i) {
                 v[i] = scores[4 * j + i] * weights[4 * j + i];
                 const int row = i < 2 ? row0 : row1, first = i < 2 ? first0 : first1;
-                if (j / 2 == kWarp && column + i % 2 > row) v[i] = 0;
+                if (j / 2 > kWarp || (j / 2 == kWarp && column + i % 2 > row)) v[i] = 0;
                 if (kDocuments && column + i % 2 < first) v[i] = 0;
             }
             m[j / 2][j % 2 * 2] = pack(v[0], v[1]);
@@ -514,12 +497,13 @@ struct Head {
                                  r[3]);
         }
     }
-    // Starts the copy of the warpgroup's y; one lane. The column is that of [T, inner].
+    // Starts the copy of the warp's 16 tokens of y; one lane. Columns are those of [T, inner].
     __device__ void store_y(const ScanMaps& maps, uint32_t y_tiles, int column, int token,
                             int sequence) const {
-        sm90::copy_box_out(maps.y, main_tile(y_tiles), column, token, sequence);
+        sm90::copy_box_out(maps.y, main_tile(y_tiles) + 16 * warp * 2 * L::kMain, column, token, sequence);
         if constexpr (L::kRest > 0)
-            sm90::copy_box_out(maps.y_rest, rest_tile(y_tiles), column + L::kMain, token, sequence);
+            sm90::copy_box_out(maps.y_rest, rest_tile(y_tiles) + 16 * warp * 2 * L::kRest, column + L::kMain,
+                               token, sequence);
         sm90::copies_out_commit();
     }
 };
@@ -695,19 +679,19 @@ __global__ void __launch_bounds__(256, 1)
             head.rest_x(stage, steps, steps.last(), first_token, rest);
             head.add_to_rest(state, rest, stage + L::kB);
         }
-        // The first warp has the fewest weights to take.
-        if (warp == 0) {
+        if constexpr (!L::kRoomy) {
             if (i > 0 && lane == 0) {
                 sm90::copies_out_wait_read();
                 feed.release(i - 1);
             }
             __syncwarp();
         }
+
         float weights[32];
-        if constexpr (L::kWeightsFirst) head.take_weights(steps, weights);
+        head.take_weights(steps, weights);
         sm90::wgmma_wait<L::kRoomy ? 2 : 1>();
         sm90::pin(scores);
-        head.weigh(scores, weights, steps, marks, m);
+        head.weigh(scores, weights, marks, m);
         if constexpr (L::kRoomy) {
             sm90::wgmma_wait<1>();
         } else {
@@ -730,18 +714,21 @@ __global__ void __launch_bounds__(256, 1)
         state.to_shared(s_shared, warp, lane);
         uint32_t own_x[kP / 16][4];
         head.read_x(stage, own_x);
-
+        if (L::kRoomy && lane == 0) sm90::copies_out_wait_read();
+        __syncwarp();
         sm90::wgmma_wait<0>();
         y.pin();
         if constexpr (!L::kRoomy) warpgroup_barrier();  // every warp has done with x
         const uint32_t y_tiles = L::kRoomy ? shared + L::kY : stage;
         head.finish_y(y, skip, own_x, y_tiles);
         sm90::fence_async_shared();
-        warpgroup_barrier();  // y and the next S are written
-        if (warp == 0 && lane == 0)
-            head.store_y(maps, y_tiles, head_index * kP, (first + i) * kChunk, sequence);
+        __syncwarp();
+        if (lane == 0)
+            head.store_y(maps, y_tiles, head_index * kP, (first + i) * kChunk + 16 * warp, sequence);
+        warpgroup_barrier();  // the next S is written
+        if (L::kRoomy && lane == 0) feed.release(i);
     }
-    if (warp == 0 && lane == 0) sm90::copies_out_wait_read();  // before the block's shared memory goes
+    if (lane == 0) sm90::copies_out_wait_read();  // before the block's shared memory goes
     if (args.final_state && segment == args.cut.segments - 1)
         state.write(args.final_state + (static_cast<int64_t>(sequence) * args.heads + head_index) * kElements,
                     1.f, warp, lane);

@@ -2,9 +2,9 @@
 
 #include <fstream>
 
+#include "kernels/random.h"
 #include "runtime/evaluate.h"
 #include "runtime/ffn_slice.h"
-#include "kernels/random.h"
 #include "tests/catch.h"
 #include "tests/support/temp_dir.h"
 #include "tests/support/tiny_model.h"

@@ -38,8 +38,12 @@ void WeightOptions::add_to(OptionTable& table) {
     table.text("arch", "NAME", arch, "or: a published architecture, with --random-weights");
     table.flag("random-weights", random_weights,
                "weights drawn from --seed and the tensors' names, to measure speed and memory");
+    add_weight_memory(table, weight_memory);
+}
+
+void add_weight_memory(OptionTable& table, int64_t& weight_memory) {
     table.bytes("weight-memory", weight_memory,
-                "device memory for the weights; layers beyond it are streamed; 0: all stay there");
+                "device memory for a model's weights; layers beyond it are streamed; 0: all stay there");
 }
 
 void WindowOptions::add_to(OptionTable& table) {

@@ -29,6 +29,9 @@ struct WeightOptions {
     void add_to(OptionTable& table);
 };
 
+// The one option of these that goes with any model.
+void add_weight_memory(OptionTable& table, int64_t& weight_memory);
+
 struct InspectCommand : Command {
     std::vector<std::string> targets;
     std::string arch, scores, plans, model;
@@ -64,7 +67,7 @@ struct SearchCommand : Command {
     std::vector<int64_t> mamba_layers, ffn_layers, attention_layers, ffn_width;
     bool all = false;
     std::vector<std::string> data;
-    int64_t measure = 32;
+    int64_t measure = 32, weight_memory = 0;
     WindowOptions windows;
 
     const char* name() const override { return "search"; }

@@ -133,10 +133,12 @@ CommandResult EvalCommand::run(const Context& context) {
                               sweep(*backend, loaded.architecture(), loaded.weights(), students,
                                     widths ? &*widths : nullptr, corpus, chosen, context.control));
     } else {
-        std::optional<LoadedModel> against;
+        std::optional<OpenedModel> against;
         std::optional<EvaluatedModel> reference_model;
         if (!reference.empty()) {
-            against.emplace(*backend, reference);
+            WeightOptions of_reference;
+            of_reference.weight_memory = weights.weight_memory;
+            against.emplace(*backend, reference, of_reference, context);
             reference_model.emplace(EvaluatedModel{against->architecture(), against->weights()});
         }
         result = evaluation_result(

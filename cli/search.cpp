@@ -8,6 +8,7 @@
 #include "cli/commands.h"
 #include "cli/inspect.h"
 #include "cli/model_loading.h"
+#include "cli/opened_model.h"
 #include "cli/report/page.h"
 #include "cli/student.h"
 #include "kernels/check.h"
@@ -54,26 +55,26 @@ nas::SearchOptions search_options(const SearchCommand& command, const ModelOrArc
 // What measuring needs, kept alive for as long as the search runs.
 struct MeasuringBench {
     std::unique_ptr<Backend> backend;
-    WeightMemory memory;
+    std::unique_ptr<OpenedModel> model;
     Corpus corpus;
     std::vector<Window> windows;
 };
 
-std::unique_ptr<MeasuringBench> open_bench(const SearchCommand& command, const Checkpoint& checkpoint,
-                                           const Context& context) {
+std::unique_ptr<MeasuringBench> open_bench(const SearchCommand& command, const Context& context) {
     auto backend = open_backend(context);
-    WeightMemory memory = load_weights(*backend, checkpoint);
-    const DataReader reader(checkpoint.folder(), checkpoint.architecture(), checkpoint.config());
-    Corpus corpus = reader.for_measuring(command.data);
+    WeightOptions weights;
+    weights.weight_memory = command.weight_memory;
+    auto model = std::make_unique<OpenedModel>(*backend, command.model, weights, context);
+    Corpus corpus = model->reader().for_measuring(command.data);
     auto windows = choose_windows(corpus, command.windows.seq_len, command.windows.samples, context.seed());
     return std::make_unique<MeasuringBench>(
-        MeasuringBench{std::move(backend), std::move(memory), std::move(corpus), std::move(windows)});
+        MeasuringBench{std::move(backend), std::move(model), std::move(corpus), std::move(windows)});
 }
 
 nas::Measurer make_measurer(const MeasuringBench& bench, const Architecture& architecture,
                             const WidthScores* widths, const RunControl& control) {
     return [&bench, &architecture, widths, control](const std::vector<StudentPlan>& plans) {
-        const SweepResult sweep = minipuzzle::sweep(*bench.backend, architecture, bench.memory.weights(),
+        const SweepResult sweep = minipuzzle::sweep(*bench.backend, architecture, bench.model->weights(),
                                                     plans, widths, bench.corpus, bench.windows, control);
         std::vector<nas::Measured> measured;
         int64_t tokens = 0;
@@ -134,6 +135,7 @@ OptionTable SearchCommand::options() {
     table.word("select-by", {"loss", "kl", "accuracy", "agreement"}, select_by,
                "measurement that picks the best");
     windows.add_to(table);
+    add_weight_memory(table, weight_memory);
     table.text("out", "FOLDER", out, "gets search.json, best.plan.yaml, report.html");
     return table;
 }
@@ -150,7 +152,7 @@ CommandResult SearchCommand::run(const Context& context) {
     nas::Measurer measurer;
     if (!data.empty()) {
         widths = width_scores_beside(scores, table.width_scores_file);
-        bench = open_bench(*this, *teacher.checkpoint, context);
+        bench = open_bench(*this, context);
         measurer = make_measurer(*bench, teacher.architecture, widths ? &*widths : nullptr, context.control);
     }
     nas::SearchResult result = nas::search(teacher.architecture, table, options, measurer);

@@ -25,6 +25,8 @@ TEST_CASE("streamed weights change no figure of eval and score") {
     auto streamed = eval;
     streamed.insert(streamed.end(), {"--weight-memory", "4MiB"});
     CHECK(run_json(eval)["loss"] == run_json(streamed)["loss"]);
+    streamed.insert(streamed.end(), {"--reference", demo_model()});
+    CHECK(run_json(streamed)["kl"] == 0);
 
     const auto scores_of = [&](const std::string& name, const std::vector<std::string>& more) {
         std::vector<std::string> arguments = {
@@ -35,6 +37,30 @@ TEST_CASE("streamed weights change no figure of eval and score") {
         return test::content_of((rows.dir / name).replace_extension(".csv"));
     };
     CHECK(scores_of("resident.json", {}) == scores_of("streamed.json", {"--weight-memory", "4MiB"}));
+
+    const auto best_of = [&](const std::string& name, const std::vector<std::string>& more) {
+        std::vector<std::string> arguments = {"search",
+                                              "--model",
+                                              demo_model(),
+                                              "--scores",
+                                              (rows.dir / "resident.json").string(),
+                                              "--data",
+                                              rows.path,
+                                              "--seq-len",
+                                              "64",
+                                              "--mem-budget",
+                                              "84%",
+                                              "--measure",
+                                              "3",
+                                              "--device",
+                                              "cpu",
+                                              "-q",
+                                              "--out",
+                                              (rows.dir / name).string()};
+        arguments.insert(arguments.end(), more.begin(), more.end());
+        return run_json(arguments)["candidates"];
+    };
+    CHECK(best_of("resident", {}) == best_of("streamed", {"--weight-memory", "4MiB"}));
 }
 
 TEST_CASE("with -v a run says where the weights lie and what its time went into") {

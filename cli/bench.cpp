@@ -14,18 +14,24 @@ OptionTable BenchCommand::options() {
     table.text("match", "REGEX", match, "with ops: only operations whose name and shape match");
     table.text("model", "FOLDER", model, "time this model");
     weights.add_to(table);
-    table.count("prefill", prefill, "tokens of a sequence", 1);
-    table.count("batch", batch, "sequences at once", 1);
-    table.flag("sweep", sweep, "time a leave-one-out sweep, not one forward pass");
+    table.count("prefill", prefill, "with a model: tokens of a sequence", 1);
+    table.count("batch", batch, "with a model: sequences at once", 1);
+    table.flag("sweep", sweep, "with a model: time a leave-one-out sweep, not one forward pass");
     return table;
 }
 
 CommandResult BenchCommand::run(const Context& context) {
-    if (what == "ops") return bench_ops(context, match);
-    if (what.empty() && model.empty() && weights.arch.empty())
+    const bool a_model = !model.empty() || !weights.arch.empty();
+    if (!what.empty() && what != "ops") fail_usage(fmt::format("bench knows ops, found \"{}\"", what));
+    if (what.empty() && !a_model)
         fail_usage("bench needs to know what to measure: minipuzzle bench ops, or a model");
+    if (what.empty() && !match.empty()) fail_usage("--match goes with bench ops");
     if (what.empty()) return bench_model(context, *this);
-    fail_usage(fmt::format("bench knows ops, found \"{}\"", what));
+    if (a_model || weights.random_weights || weights.weight_memory > 0 || sweep)
+        fail_usage(
+            "bench ops has shapes of its own: no --model, --arch, --random-weights, --weight-memory, "
+            "--sweep");
+    return bench_ops(context, match);
 }
 
 }  // namespace minipuzzle::cli

@@ -61,8 +61,8 @@ class Passes {
     Passes(Backend& backend, const OpenedModel& model, const BenchCommand& command, uint64_t seed)
         : model_(model),
           batch_(random_batch(model.architecture().vocab, command.batch, command.prefill, seed)),
-          sweep_(backend, model.architecture(), model.weights(), plans(model.architecture(), command.sweep),
-                 nullptr) {}
+          sweep_(backend, model.architecture(), model.weights(),
+                 command.sweep ? leave_one_out(model.architecture()) : std::vector<StudentPlan>(), nullptr) {}
 
     const std::string& memory_table() const { return sweep_.memory_table(); }
 
@@ -79,12 +79,6 @@ class Passes {
     }
 
   private:
-    static std::vector<StudentPlan> plans(const Architecture& architecture, bool sweep) {
-        std::vector<StudentPlan> plans(sweep ? architecture.layers.size() : 0);
-        for (std::size_t l = 0; l < plans.size(); ++l) plans[l].drop = {static_cast<int64_t>(l)};
-        return plans;
-    }
-
     const OpenedModel& model_;
     WindowBatch batch_;
     VariantSweep sweep_;

@@ -12,12 +12,6 @@ namespace minipuzzle::importance {
 
 namespace {
 
-std::vector<StudentPlan> leave_one_out(const Architecture& architecture) {
-    std::vector<StudentPlan> plans(architecture.layers.size());
-    for (std::size_t l = 0; l < plans.size(); ++l) plans[l].drop = {static_cast<int64_t>(l)};
-    return plans;
-}
-
 // The curve's widths, widest first, the teacher's own left out (it is the base itself).
 std::vector<int64_t> narrower_widths(const Architecture& architecture, const ScoreOptions& options) {
     if (!options.width) return {};

@@ -118,6 +118,12 @@ std::vector<int64_t> StudentPlan::kept(const Architecture& teacher) const {
     return layers;
 }
 
+std::vector<StudentPlan> leave_one_out(const Architecture& architecture) {
+    std::vector<StudentPlan> plans(architecture.layers.size());
+    for (std::size_t l = 0; l < plans.size(); ++l) plans[l].drop = {static_cast<int64_t>(l)};
+    return plans;
+}
+
 void check_plan(const StudentPlan& plan, const Architecture& teacher, const std::string& where) {
     const int64_t layers = static_cast<int64_t>(teacher.layers.size());
     for (std::size_t i = 0; i < plan.drop.size(); ++i) {

@@ -27,6 +27,9 @@ struct StudentPlan {
     std::vector<int64_t> kept(const Architecture& teacher) const;
 };
 
+// One plan a layer, in order, that drops it alone: what a score sweep measures.
+std::vector<StudentPlan> leave_one_out(const Architecture& architecture);
+
 // Error bad_input where the plan does not fit the teacher (a layer that is not there, a width above the
 // teacher's, a width for a layer that is no FFN, nothing left).
 void check_plan(const StudentPlan& plan, const Architecture& teacher, const std::string& where);

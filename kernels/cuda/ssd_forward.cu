@@ -18,8 +18,6 @@ namespace {
 using ssd::Cut;
 using ssd::kChunk;
 
-int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // The published heads and states for which there is a fast path.
 bool has_fast_shape(const MambaShape& s) {
     const bool sizes = s.head_dim == 32   ? s.state == 64 || s.state == 128

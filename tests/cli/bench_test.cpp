@@ -61,6 +61,9 @@ TEST_CASE("bench refuses what it does not know") {
     refused({"bench", "everything"}, "everything");
     refused({"bench", "ops", "--device", "cpu", "--match", "no_such_operation"}, "rms_norm");
     refused({"bench", "ops", "--device", "cpu", "--match", "("}, "no regular expression");
+    refused({"bench", "ops", "--device", "cpu", "--model", test::demo_model()}, "shapes of its own");
+    refused({"bench", "ops", "--device", "cpu", "--sweep"}, "shapes of its own");
+    refused({"bench", "--device", "cpu", "--model", test::demo_model(), "--match", "ssd"}, "bench ops");
 }
 
 }  // namespace

@@ -1,7 +1,5 @@
 // Whole models on the GPU against the CPU: the two trained minis.
-#include <numeric>
-
-#include "importance/ablation.h"
+#include "nas/funnel.h"
 #include "runtime/evaluate.h"
 #include "runtime/variant_sweep.h"
 #include "tests/gpu/gpu.h"
@@ -11,32 +9,6 @@ using namespace minipuzzle;
 using minipuzzle::testing::cuda_backend;
 
 namespace {
-
-// Spearman's rank correlation; no ties expected.
-double rank_correlation(const std::vector<double>& a, const std::vector<double>& b) {
-    const auto ranks = [](const std::vector<double>& values) {
-        std::vector<std::size_t> order(values.size());
-        std::iota(order.begin(), order.end(), 0);
-        std::sort(order.begin(), order.end(), [&](auto i, auto j) { return values[i] < values[j]; });
-        std::vector<double> rank(values.size());
-        for (std::size_t i = 0; i < order.size(); ++i) rank[order[i]] = static_cast<double>(i);
-        return rank;
-    };
-    const auto x = ranks(a), y = ranks(b);
-    const double n = static_cast<double>(x.size()), middle = (n - 1) / 2;
-    double covariance = 0, variance = 0;
-    for (std::size_t i = 0; i < x.size(); ++i) {
-        covariance += (x[i] - middle) * (y[i] - middle);
-        variance += (x[i] - middle) * (x[i] - middle);
-    }
-    return covariance / variance;
-}
-
-std::vector<StudentPlan> leave_one_out(const Architecture& architecture) {
-    std::vector<StudentPlan> plans(architecture.layers.size());
-    for (std::size_t l = 0; l < plans.size(); ++l) plans[l].drop = {static_cast<int64_t>(l)};
-    return plans;
-}
 
 SweepResult sweep_of(Backend& backend, const test::Mini& mini, WeightSource weights,
                      const std::vector<StudentPlan>& plans) {
@@ -87,10 +59,10 @@ TEST_CASE("the minis on CUDA agree with the CPU in logits, loss and the ranking 
             deltas.push_back(mean(scores.variants[l].loss, scores.tokens) - base);
             reference_deltas.push_back(on_cpu.reference["ablation"][l]["loss"].get<double>() - reference);
         }
-        CHECK(rank_correlation(deltas, reference_deltas) >= 0.998);
+        CHECK(nas::spearman(deltas, reference_deltas).value() >= 0.998);
         WARN(name << ": loss " << evaluation.loss << " (reference " << reference << "), KL of logits "
                   << kl / static_cast<double>(rows) << ", Spearman of loss_delta "
-                  << rank_correlation(deltas, reference_deltas));
+                  << nas::spearman(deltas, reference_deltas).value());
     }
 }
 

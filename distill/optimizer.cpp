@@ -1,6 +1,7 @@
 #include "distill/optimizer.h"
 
 #include <cmath>
+#include <numeric>
 
 namespace minipuzzle::distill {
 
@@ -24,36 +25,43 @@ Optimizer::Optimizer(Backend& backend, const Architecture& architecture, Weights
     collect(gradients_, &TrainedParameter::gradient);
     collect(moment1_, &TrainedParameter::moment1);
     collect(moment2_, &TrainedParameter::moment2);
+    const auto count = static_cast<int64_t>(parameters_.size());
+    squares_ = Tensor(backend.allocate(count * bytes_of(DType::f64)), DType::f64, {count}, backend.device());
 }
+
+Optimizer::~Optimizer() { backend_.free(squares_.data); }
 
 void Optimizer::zero_gradients() {
     for (const TrainedParameter& parameter : parameters_) backend_.zero(parameter.gradient);
 }
 
 double Optimizer::gradient_norm() {
-    double sum = 0;
-    for (const TrainedParameter& parameter : parameters_) {
-        double squares = 0;
-        backend_.run(SquaredNorm{.x = parameter.gradient, .out = &squares});
-        sum += squares;
-    }
-    return std::sqrt(sum);
+    std::vector<Tensor> gradients;
+    for (const TrainedParameter& parameter : parameters_) gradients.push_back(parameter.gradient);
+    backend_.run(GradientNorms{.gradients = gradients, .squares = squares_});
+    std::vector<double> squares(parameters_.size());
+    backend_.copy(reinterpret_cast<std::byte*>(squares.data()), squares_.data, squares_.bytes());
+    return std::sqrt(std::accumulate(squares.begin(), squares.end(), 0.0));
 }
 
-void Optimizer::update(int64_t step, double learning_rate, double norm) {
-    const double scale = settings_.clip > 0 && norm > settings_.clip ? settings_.clip / norm : 1.0;
+void Optimizer::update(int64_t step, double learning_rate) {
+    AdamW update{.tensors = {},
+                 .squares = squares_,
+                 .learning_rate = learning_rate,
+                 .beta1 = settings_.beta1,
+                 .beta2 = settings_.beta2,
+                 .eps = settings_.eps,
+                 .weight_decay = settings_.weight_decay,
+                 .clip = settings_.clip,
+                 .step = step};
     for (const TrainedParameter& parameter : parameters_)
-        backend_.run(AdamW{.parameter = parameter.parameter,
-                           .gradient = parameter.gradient,
-                           .moment1 = parameter.moment1,
-                           .moment2 = parameter.moment2,
-                           .learning_rate = learning_rate,
-                           .beta1 = settings_.beta1,
-                           .beta2 = settings_.beta2,
-                           .eps = settings_.eps,
-                           .weight_decay = parameter.info.decays ? settings_.weight_decay : 0.0,
-                           .gradient_scale = scale,
-                           .step = step});
+        update.tensors.push_back({.parameter = parameter.parameter,
+                                  .master = {},
+                                  .gradient = parameter.gradient,
+                                  .moment1 = parameter.moment1,
+                                  .moment2 = parameter.moment2,
+                                  .decays = parameter.info.decays});
+    backend_.run(update);
 }
 
 }  // namespace minipuzzle::distill

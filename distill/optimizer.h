@@ -22,6 +22,9 @@ class Optimizer {
     // Allocates gradients and moments (zeroed). `parameters` must outlive the optimizer.
     Optimizer(Backend& backend, const Architecture& architecture, Weights& parameters,
               const AdamWSettings& settings);
+    ~Optimizer();
+    Optimizer(const Optimizer&) = delete;
+    Optimizer& operator=(const Optimizer&) = delete;
 
     Weights& gradients() { return gradients_.weights(); }
     const std::vector<TrainedParameter>& parameters() const { return parameters_; }
@@ -31,14 +34,16 @@ class Optimizer {
     void zero_gradients();
     // sqrt of the sum of squares over all gradients, in double, parameters in their order.
     double gradient_norm();
-    // One AdamW step (counted from 1), gradients scaled so that their norm is at most `clip`.
-    void update(int64_t step, double learning_rate, double norm);
+    // One AdamW step (counted from 1) after gradient_norm(), gradients scaled so that their norm is at most
+    // `clip`.
+    void update(int64_t step, double learning_rate);
 
   private:
     Backend& backend_;
     AdamWSettings settings_;
     WeightMemory gradients_, moment1_, moment2_;
     std::vector<TrainedParameter> parameters_;
+    Tensor squares_;  // of each gradient
 };
 
 }  // namespace minipuzzle::distill

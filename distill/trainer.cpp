@@ -119,7 +119,7 @@ class Trainer {
         const double norm = optimizer_.gradient_norm();
         if (!std::isfinite(norm)) fail_not_finite(number, "gradient norm");
         const double rate = plan_.schedule.at(number);
-        optimizer_.update(number, rate, norm);
+        optimizer_.update(number, rate);
         backend_.synchronize();
 
         state_.step = number;

@@ -87,6 +87,7 @@ class Backend {
     virtual void run(const AbsoluteColumnSums&) = 0;
     virtual void run(const SquaredNorm&) = 0;
     virtual void run(const RandomNormal&) = 0;
+    virtual void run(const GradientNorms&) = 0;
     virtual void run(const AdamW&) = 0;
 };
 

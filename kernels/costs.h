@@ -1,7 +1,6 @@
 // What an operation must move and compute at least, from its shapes alone: every input read once, every
-// output written once, in the types they have; multiplications and additions counted one each. Only
-// operations of the forward pass. Time over max(bytes / bandwidth, flops / rate) says how far an
-// implementation is from the device's limits.
+// output written once, in the types they have; multiplications and additions counted one each. Time over
+// max(bytes / bandwidth, flops / rate) says how far an implementation is from the device's limits.
 #pragma once
 
 #include <algorithm>
@@ -107,6 +106,24 @@ inline Cost cost(const CompareLogits& args) {
 inline Cost cost(const AbsoluteColumnSums& args) { return {.bytes = costs::bytes_of_all(args.x, args.out)}; }
 
 inline Cost cost(const SquaredNorm& args) { return {.bytes = costs::bytes_of_all(args.x)}; }
+
+inline Cost cost(const GradientNorms& args) {
+    Cost all;
+    for (const Tensor& gradient : args.gradients) all.bytes += costs::bytes_of_all(gradient);
+    return all;
+}
+
+// Master and moments are read and written, the gradient read, the parameter written.
+inline Cost cost(const AdamW& args) {
+    Cost all;
+    for (const TrainedTensor& t : args.tensors) {
+        const Tensor& master = t.master ? t.master : t.parameter;
+        all.bytes +=
+            costs::bytes_of_all(t.gradient, master, master, t.moment1, t.moment1, t.moment2, t.moment2);
+        if (t.master) all.bytes += costs::bytes_of_all(t.parameter);
+    }
+    return all;
+}
 
 inline Cost cost(const RandomNormal& args) { return {.bytes = costs::bytes_of_all(args.out)}; }
 

@@ -59,6 +59,7 @@ class MeasuringBackend : public Backend {
         if (args.out) *args.out = 0;
     }
     void run(const RandomNormal& args) override { validate(args); }
+    void run(const GradientNorms& args) override { validate(args); }
     void run(const AdamW& args) override { validate(args); }
 
   protected:

@@ -10,9 +10,9 @@
 // A_log, D, dt_bias, scan states, lse, per-token statistics. What is not said to be precise is floating.
 // Arithmetic between them is never narrower than precise; results are rounded once, when stored.
 //
-// Gradients have their parameter's shape. Gradients of parameters always accumulate (+=); gradients of
-// activations overwrite unless said otherwise. A Tensor that is not given (`!tensor`) is skipped where the
-// comment says "optional".
+// Gradients have their parameter's shape. Gradients of parameters are precise and always accumulate (+=),
+// across micro-batches too; gradients of activations overwrite unless said otherwise. A Tensor that is not
+// given (`!tensor`) is skipped where the comment says "optional".
 //
 // Bits: a sequence's results depend on that sequence alone, never on B, on its place in the batch or on the
 // number of threads. Sums over tokens run in a fixed order.
@@ -41,7 +41,7 @@ struct EmbeddingForward {
 struct EmbeddingBackward {
     Tensor tokens;    // [B, T] i32
     Tensor d_out;     // [B, T, D]
-    Tensor d_weight;  // [V, D], accumulates
+    Tensor d_weight;  // [V, D] precise, accumulates
 };
 
 // out = weight * x * rsqrt(mean(x^2) + eps), over the last axis (Zhang & Sennrich 2019).
@@ -69,11 +69,12 @@ struct LinearForward {
 };
 // d_x = d_out * weight; d_weight += d_out^T * x. Both optional.
 struct LinearBackward {
-    Tensor x;         // [B, T, I]; needed for d_weight
-    Tensor weight;    // [O, I]; needed for d_x
-    Tensor d_out;     // [B, T, O]
-    Tensor d_x;       // [B, T, I]
-    Tensor d_weight;  // [O, I], accumulates
+    Tensor x;                      // [B, T, I]; needed for d_weight
+    Tensor weight;                 // [O, I]; needed for d_x
+    Tensor d_out;                  // [B, T, O]
+    Tensor d_x;                    // [B, T, I]
+    bool d_x_accumulates = false;  // d_x += instead: of several products with one x
+    Tensor d_weight;               // [O, I] precise, accumulates
 };
 
 // out = relu(x)^2.
@@ -123,7 +124,7 @@ struct ConvBackward {
     Tensor zxbcdt, weight, bias, document, initial_state;  // as forward
     Tensor d_xbc;                                          // [B, T, conv_channels]
     Tensor d_zxbcdt;          // [B, T, projection]; the x|B|C part is overwritten, the rest untouched
-    Tensor d_weight, d_bias;  // accumulate; d_bias optional
+    Tensor d_weight, d_bias;  // precise, accumulate; d_bias optional
     Tensor d_initial_state;   // [B, conv_channels, Kc-1], overwritten; optional
 };
 
@@ -194,6 +195,7 @@ struct AttentionForward {
 };
 struct AttentionBackward {
     int64_t heads = 0, kv_heads = 0, head_dim = 0;
+    bool deterministic = true;  // false: sums may run in another order each time, where that is faster
     Tensor q, k, v, document, out, lse;  // as forward
     Tensor d_out;                        // [B, T, H*P]
     Tensor d_q, d_k, d_v;                // overwritten
@@ -208,18 +210,23 @@ struct LmHead {
     Tensor head;    // [V, D]
 };
 
-// Per token r with target y: ce = -log p(y); kl = T^2 * KL(teacher || student), both softened by temperature
-// T. loss = sum over tokens with target >= 0 of scale * (ce_weight * ce + kl_weight * kl). Gradients of that
-// loss are written for the student only. Forward only when neither gradient is given.
+// Per token r with target y: ce = -log p(y); kl = T^2 * KL(teacher || student) and reverse_kl = T^2 *
+// KL(student || teacher), both models softened by temperature T. With top_k > 0 the teacher's distribution is
+// its top_k likeliest tokens, normalised among themselves (those equal to the last of them count too); the
+// student's stays whole, and there is no reverse KL. loss = sum over tokens with target >= 0 of
+// scale * (ce_weight * ce + kl_weight * kl + reverse_kl_weight * reverse_kl). Gradients of that loss are
+// written for the student only. Forward only when neither gradient is given. Logits come from the accumulator
+// and are never rounded to the floating type; their gradient is, once.
 struct VocabularyLoss {
     LmHead student;
-    LmHead teacher;               // not given: kl is left untouched and kl_weight must be 0
+    LmHead teacher;               // not given: kl is left untouched and both kl weights must be 0
     Tensor targets;               // [R] i32; negative: the token is masked
     int64_t sequence_length = 0;  // rows of one sequence, which must divide R; 0: all rows are one sequence
-    double ce_weight = 0, kl_weight = 1, temperature = 1, scale = 1;
-    Tensor ce, kl;    // [R] precise, per token, 0 where masked; each optional
-    Tensor d_hidden;  // [R, D], overwritten; optional
-    Tensor d_head;    // [V, D], accumulates; optional
+    double ce_weight = 0, kl_weight = 1, reverse_kl_weight = 0, temperature = 1, scale = 1;
+    int64_t top_k = 0;          // 0: all of the teacher's tokens
+    Tensor ce, kl, reverse_kl;  // [R] precise, per token, 0 where masked; each optional
+    Tensor d_hidden;            // [R, D], overwritten; optional
+    Tensor d_head;              // [V, D] precise, accumulates; optional
 };
 
 // Statistics of one variant against a base, per token; every output is [R] precise and optional; masked rows
@@ -284,11 +291,33 @@ struct RandomNormal {
     double scale = 1;
 };
 
-// AdamW (Loshchilov & Hutter 2019) with bias correction; g = gradient * gradient_scale; decay is decoupled.
+// squares[i] = sum of squares of gradients[i], in double, fixed order; not finite where an element is not.
+// All tensors in few launches, nothing waits for the host.
+struct GradientNorms {
+    std::vector<Tensor> gradients;  // each precise
+    Tensor squares;                 // [number of gradients] f64
+};
+
+// One parameter under training.
+struct TrainedTensor {
+    Tensor parameter;  // what the model computes with, floating or precise
+    Tensor master;     // precise: the value that is trained; not given where the parameter itself is precise
+    Tensor gradient;   // precise
+    Tensor moment1, moment2;  // precise, or both bf16 (rounded to nearest when stored)
+    bool decays = false;      // weight decay applies
+};
+
+// AdamW (Loshchilov & Hutter 2019) with bias correction and decoupled decay, all tensors in few launches:
+//   g = gradient * min(1, clip / norm), norm = sqrt(sum of squares); clip 0: g = gradient
+//   m1 = beta1 m1 + (1 - beta1) g;  m2 = beta2 m2 + (1 - beta2) g^2
+//   master = (1 - lr decay) master - lr m1' / (sqrt(m2') + eps),  m1', m2' bias-corrected;  parameter =
+//   master, rounded
+// Where the norm is not finite nothing is changed at all; the host learns of it from `squares`.
 struct AdamW {
-    Tensor parameter, gradient, moment1, moment2;  // same shape, floating
-    double learning_rate = 0, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0, gradient_scale = 1;
-    int64_t step = 1;  // counted from 1
+    std::vector<TrainedTensor> tensors;
+    Tensor squares;  // as GradientNorms left them for the same tensors
+    double learning_rate = 0, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0, clip = 0;
+    int64_t step = 1;  // updates made so far, this one included
 };
 
 void validate(const EmbeddingForward&);
@@ -314,6 +343,7 @@ void validate(const FeatureLoss&);
 void validate(const AbsoluteColumnSums&);
 void validate(const SquaredNorm&);
 void validate(const RandomNormal&);
+void validate(const GradientNorms&);
 void validate(const AdamW&);
 
 }  // namespace minipuzzle

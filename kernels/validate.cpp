@@ -216,7 +216,7 @@ void validate(const EmbeddingBackward& args) {
     const Extents x(args.d_out);
     check.indices("tokens", args.tokens, {x.b, x.t});
     check.floating("d_out", args.d_out, {x.b, x.t, x.columns});
-    check.floating("d_weight", args.d_weight, {args.d_weight.size(0), x.columns});
+    check.precise("d_weight", args.d_weight, {args.d_weight.size(0), x.columns});
 }
 
 void validate(const RmsNormForward& args) {
@@ -262,7 +262,7 @@ void validate(const LinearBackward& args) {
     if (args.d_weight) {
         const int64_t inputs = args.d_weight.size(1);
         check.floating("x", args.x, {y.b, y.t, inputs});
-        check.floating("d_weight", args.d_weight, {y.columns, inputs});
+        check.precise("d_weight", args.d_weight, {y.columns, inputs});
     }
 }
 
@@ -302,8 +302,8 @@ void validate(const ConvBackward& args) {
     const Extents x(args.zxbcdt);
     check.floating("d_xbc", args.d_xbc, {x.b, x.t, s.conv_channels()});
     check.floating("d_zxbcdt", args.d_zxbcdt, {x.b, x.t, s.projection()});
-    check.floating("d_weight", args.d_weight, {s.conv_channels(), s.conv_kernel});
-    check.optional("d_bias", args.d_bias, {s.conv_channels()});
+    check.precise("d_weight", args.d_weight, {s.conv_channels(), s.conv_kernel});
+    check.optional_precise("d_bias", args.d_bias, {s.conv_channels()});
     check.optional("d_initial_state", args.d_initial_state, {x.b, s.conv_channels(), s.conv_kernel - 1});
 }
 
@@ -385,16 +385,21 @@ void validate(const VocabularyLoss& args) {
     if (args.teacher.hidden || args.teacher.head) {
         check_lm_head(check, {"teacher.hidden", "teacher.head"}, args.teacher, rows, vocabulary);
     } else {
-        check.require(args.kl_weight == 0, "kl_weight is not 0 without a teacher");
+        check.require(args.kl_weight == 0 && args.reverse_kl_weight == 0,
+                      "kl_weight or reverse_kl_weight is not 0 without a teacher");
     }
     check.indices("targets", args.targets, {rows});
     check_sequence_length(check, args.sequence_length, rows);
     check.require(args.temperature > 0,
                   [&] { return fmt::format("temperature is {}, expected > 0", args.temperature); });
     check.optional_precise("ce", args.ce, {rows});
+    check.require(args.top_k >= 0, [&] { return fmt::format("top_k is {}, expected >= 0", args.top_k); });
+    check.require(args.top_k == 0 || args.reverse_kl_weight == 0,
+                  "reverse_kl_weight is not 0 with top_k: the teacher gives the other tokens no probability");
     check.optional_precise("kl", args.kl, {rows});
+    check.optional_precise("reverse_kl", args.reverse_kl, {rows});
     check.optional("d_hidden", args.d_hidden, {rows, args.student.hidden.size(1)});
-    check.optional("d_head", args.d_head, {vocabulary, args.student.hidden.size(1)});
+    check.optional_precise("d_head", args.d_head, {vocabulary, args.student.hidden.size(1)});
 }
 
 void validate(const CompareLogits& args) {
@@ -450,12 +455,57 @@ void validate(const RandomNormal& args) {
     check.same("out", args.out, args.out);
 }
 
+namespace {
+
+// float32, or double beside double.
+void check_precise_type(const Checker& check, const char* name, const Tensor& tensor) {
+    check.require(tensor && (tensor.dtype == DType::f32 || tensor.dtype == DType::f64),
+                  [&] { return fmt::format("{} is {}, expected F32 or F64", name, describe(tensor)); });
+}
+
+void check_squares(Checker& check, const Tensor& squares, std::size_t tensors) {
+    check.require(
+        squares && squares.dtype == DType::f64 && squares.rank == 1 &&
+            squares.elements() == static_cast<int64_t>(tensors),
+        [&] { return fmt::format("squares is {}, expected F64 [{}]", describe(squares), tensors); });
+}
+
+}  // namespace
+
+void validate(const GradientNorms& args) {
+    Checker check("GradientNorms");
+    for (const Tensor& gradient : args.gradients) check_precise_type(check, "gradient", gradient);
+    check_squares(check, args.squares, args.gradients.size());
+}
+
 void validate(const AdamW& args) {
     Checker check("AdamW");
-    check.same("parameter", args.parameter, args.parameter);
-    check.same("gradient", args.gradient, args.parameter);
-    check.same("moment1", args.moment1, args.parameter);
-    check.same("moment2", args.moment2, args.parameter);
+    for (const TrainedTensor& t : args.tensors) {
+        check_precise_type(check, "gradient", t.gradient);
+        const bool own_master = !t.master;
+        check.require(own_master ? t.parameter.dtype == t.gradient.dtype : t.master.dtype == t.gradient.dtype,
+                      [&] {
+                          return fmt::format("{} is {}, expected the type of the gradient",
+                                             own_master ? "parameter without a master" : "master",
+                                             describe(own_master ? t.parameter : t.master));
+                      });
+        check.require(t.moment1.dtype == t.moment2.dtype &&
+                          (t.moment1.dtype == t.gradient.dtype || t.moment1.dtype == DType::bf16),
+                      [&] {
+                          return fmt::format(
+                              "moments are {} and {}, expected both BF16 or the gradient's type",
+                              describe(t.moment1), describe(t.moment2));
+                      });
+        for (const Tensor* tensor : {&t.parameter, &t.moment1, &t.moment2})
+            check.require(tensor->same_shape(t.gradient), [&] {
+                return fmt::format("{} beside a gradient {}", describe(*tensor), describe(t.gradient));
+            });
+        check.require(own_master || t.master.same_shape(t.gradient), [&] {
+            return fmt::format("master {} beside a gradient {}", describe(t.master), describe(t.gradient));
+        });
+    }
+    check_squares(check, args.squares, args.tensors.size());
+    check.require(args.clip >= 0, [&] { return fmt::format("clip is {}, expected >= 0", args.clip); });
     check.require(args.step >= 1, [&] { return fmt::format("step is {}, expected 1 or more", args.step); });
 }
 

@@ -68,6 +68,7 @@ class CpuBackend final : public Backend {
     void run(const AbsoluteColumnSums&) override;
     void run(const SquaredNorm&) override;
     void run(const RandomNormal&) override;
+    void run(const GradientNorms&) override;
     void run(const AdamW&) override;
 
   private:

@@ -41,8 +41,10 @@ void CpuBackend<T>::run(const LinearBackward& args) {
         pool_.parallel_for(row_blocks.count() * column_blocks.count(), [&](int64_t task, int) {
             const Block rows = row_blocks[task / column_blocks.count()];
             const Block columns = column_blocks[task % column_blocks.count()];
-            matrix(args.d_x.as<T>() + rows.begin * inputs + columns.begin, rows.count, columns.count, inputs)
-                .noalias() = matrix(d_out + rows.begin * outputs, rows.count, outputs, outputs) *
+            auto d_x = matrix(args.d_x.as<T>() + rows.begin * inputs + columns.begin, rows.count,
+                              columns.count, inputs);
+            if (!args.d_x_accumulates) d_x.setZero();
+            d_x.noalias() += matrix(d_out + rows.begin * outputs, rows.count, outputs, outputs) *
                              matrix<T>(args.weight.as<T>() + columns.begin, outputs, columns.count, inputs);
         });
     }

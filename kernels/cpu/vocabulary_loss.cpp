@@ -224,6 +224,7 @@ class BlockLoss {
 template <class T>
 void CpuBackend<T>::run(const VocabularyLoss& args) {
     validate(args);
+    MP_ASSERT(args.reverse_kl_weight == 0 && !args.reverse_kl && args.top_k == 0);
     const int64_t row_count = args.targets.size(0);
     const int64_t length = args.sequence_length > 0 ? args.sequence_length : row_count;
     const SequenceBlocks blocks{length > 0 ? row_count / length : 0, length, kRowBlock};

@@ -222,6 +222,7 @@ class CudaBackend final : public Backend {
     void run(const AttentionBackward&) override { no_backward(); }
     void run(const VocabularyLoss&) override { no_backward(); }
     void run(const FeatureLoss&) override { no_backward(); }
+    void run(const GradientNorms&) override { no_backward(); }
     void run(const AdamW&) override { no_backward(); }
 
   private:

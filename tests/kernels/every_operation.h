@@ -14,7 +14,7 @@
     X(LinearBackward) X(SquaredReluForward) X(SquaredReluBackward) X(Add) X(ConvForward) X(ConvBackward) \
     X(SsdForward) X(SsdBackward) X(GatedNormForward) X(GatedNormBackward) X(AttentionForward) \
     X(AttentionBackward) X(VocabularyLoss) X(CompareLogits) X(FeatureLoss) X(AbsoluteColumnSums) \
-    X(SquaredNorm) X(RandomNormal) X(AdamW)
+    X(SquaredNorm) X(RandomNormal) X(GradientNorms) X(AdamW)
 // clang-format on
 
 namespace minipuzzle::testing {
@@ -132,9 +132,9 @@ class EveryOperation {
 
         const Tensor d_squared = output("d squared", {time_, kFfn}),
                      d_normed = output("d normed", {time_, kWidth});
-        backend_.run(LinearBackward{squared, down, sum, d_squared, gradient("down", down)});
+        backend_.run(LinearBackward{squared, down, sum, d_squared, false, gradient("down", down)});
         backend_.run(SquaredReluBackward{wide, d_squared, d_squared});
-        backend_.run(LinearBackward{normed, up, d_squared, d_normed, gradient("up", up)});
+        backend_.run(LinearBackward{normed, up, d_squared, d_normed, false, gradient("up", up)});
         const Tensor d_x = output("d x", {time_, kWidth});
         backend_.run(RmsNormBackward{x, norm, 1e-5, d_normed, d_x, gradient("norm", norm)});
         backend_.run(EmbeddingBackward{tokens, d_x, gradient("table", table)});
@@ -195,7 +195,7 @@ class EveryOperation {
         const Tensor k = input({time_, kKvHeads * kDim}), v = input({time_, kKvHeads * kDim});
         const Tensor out = output("attention", {time_, kHeads * kDim}), lse = output("lse", {kHeads, time_});
         backend_.run(AttentionForward{kHeads, kKvHeads, kDim, q, k, v, document, out, lse});
-        backend_.run(AttentionBackward{kHeads, kKvHeads, kDim, q, k, v, document, out, lse,
+        backend_.run(AttentionBackward{kHeads, kKvHeads, kDim, true, q, k, v, document, out, lse,
                                        input({time_, kHeads * kDim}), output("d q", {time_, kHeads * kDim}),
                                        output("d k", {time_, kKvHeads * kDim}),
                                        output("d v", {time_, kKvHeads * kDim})});
@@ -208,9 +208,18 @@ class EveryOperation {
         const auto rows = [&](const std::string& name) {
             return output(name, {time_}).view({count_ * time_});
         };
-        backend_.run(VocabularyLoss{student, teacher, targets, time_, 0.5, 0.5, 2, 0.1, rows("ce"),
-                                    rows("kl"), flat(output("d hidden", {time_, kWidth})),
-                                    gradient("head", student.head)});
+        backend_.run(VocabularyLoss{.student = student,
+                                    .teacher = teacher,
+                                    .targets = targets,
+                                    .sequence_length = time_,
+                                    .ce_weight = 0.5,
+                                    .kl_weight = 0.5,
+                                    .temperature = 2,
+                                    .scale = 0.1,
+                                    .ce = rows("ce"),
+                                    .kl = rows("kl"),
+                                    .d_hidden = flat(output("d hidden", {time_, kWidth})),
+                                    .d_head = gradient("head", student.head)});
         CompareLogits compare{teacher,       targets, time_, rows("base loss"), rows("base correct"),
                               rows("power"), {}};
         for (const LmHead& variant : {student, LmHead{flat(input({time_, kWidth})), teacher.head}}) {
@@ -234,8 +243,18 @@ class EveryOperation {
         Tensor deviates = weight;
         backend_.run(RandomNormal{deviates, 5, 2});
         parameters["squared norm"] = {static_cast<float>(norm)};
-        backend_.run(AdamW{gradient("adamw parameter", weight), step, gradient("moment1", weight),
-                           gradient("moment2", weight), 0.01});
+        auto& squares = doubles_.emplace_back(1);
+        const Tensor squares_tensor(squares.data(), DType::f64, {1});
+        backend_.run(GradientNorms{{step}, squares_tensor});
+        parameters["gradient norm"] = {static_cast<float>(squares[0])};
+        backend_.run(AdamW{.tensors = {{.parameter = gradient("adamw parameter", weight),
+                                        .master = {},
+                                        .gradient = step,
+                                        .moment1 = gradient("moment1", weight),
+                                        .moment2 = gradient("moment2", weight)}},
+                           .squares = squares_tensor,
+                           .learning_rate = 0.01,
+                           .clip = 1});
     }
 
     static std::string fmt_name(const std::string& name, size_t index) {
@@ -256,6 +275,7 @@ class EveryOperation {
     Random random_{51};
     std::list<std::vector<float>> inputs_;
     std::list<std::vector<int32_t>> indices_;
+    std::list<std::vector<double>> doubles_;
 };
 
 }  // namespace minipuzzle::testing

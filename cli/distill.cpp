@@ -157,7 +157,7 @@ OptionTable DistillCommand::options() {
 
 CommandResult DistillCommand::run(const Context& context) {
     check_options(*this);
-    const auto backend = open_backend(context, Work::training);
+    const auto backend = open_backend(context);
     std::optional<LoadedModel> teacher_model;
     if (!teacher.empty()) teacher_model.emplace(*backend, teacher);
     const Checkpoint* teacher_checkpoint = teacher_model ? &teacher_model->checkpoint : nullptr;

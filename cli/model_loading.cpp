@@ -9,11 +9,11 @@
 namespace minipuzzle::cli {
 namespace fs = std::filesystem;
 
-std::unique_ptr<Backend> open_backend(const Context& context, Work work) {
+std::unique_ptr<Backend> open_backend(const Context& context) {
     constexpr int64_t kMostThreads = 1024;
     if (context.globals.threads > kMostThreads)
         fail_usage(fmt::format("--threads: at most {}", kMostThreads));
-    auto backend = make_backend(context.globals.device, narrow<int>(context.globals.threads), work);
+    auto backend = make_backend(context.globals.device, narrow<int>(context.globals.threads));
     const std::string took = "device " + backend->name();
     if (context.globals.device == "auto")
         context.console.note(took);

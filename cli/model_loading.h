@@ -20,7 +20,7 @@
 namespace minipuzzle::cli {
 
 // The device that --device and --threads ask for; says which it took where the user left it open.
-std::unique_ptr<Backend> open_backend(const Context& context, Work work = Work::inference);
+std::unique_ptr<Backend> open_backend(const Context& context);
 
 // A model folder with its weights on the backend.
 struct LoadedModel {

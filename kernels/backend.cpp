@@ -66,17 +66,12 @@ int cuda_index(const std::string& device) {
 
 }  // namespace
 
-std::unique_ptr<Backend> make_backend(const std::string& device, int threads, Work work) {
+std::unique_ptr<Backend> make_backend(const std::string& device, int threads) {
     const bool cuda = device == "cuda" || device.starts_with("cuda:");
     if (!cuda && device != "auto" && device != "cpu")
         fail_usage(fmt::format("device is \"{}\", expected auto, cpu, cuda or cuda:N", device));
-    if (cuda && work == Work::training && kHaveCuda)
-        fail_usage(
-            fmt::format("device is {}, but training runs on the CPU in this version: use --device cpu "
-                        "or auto",
-                        device));
     if (cuda) return make_cuda(cuda_index(device));
-    if (device == "auto" && work == Work::inference && cuda_is_there()) return make_cuda(0);
+    if (device == "auto" && cuda_is_there()) return make_cuda(0);
     return make_cpu_backend(DType::f32, threads);
 }
 

@@ -91,13 +91,10 @@ class Backend {
     virtual void run(const AdamW&) = 0;
 };
 
-// What a backend is wanted for. Training is the CPU's until the CUDA backend has backward operations.
-enum class Work { inference, training };
-
 // How a device is asked for: "auto", "cpu", "cuda" or "cuda:i". `threads` 0 means every core the process may
-// use (CPU). Error usage where the device is not in this build, not on this machine or not up to the work;
-// auto takes the first CUDA device that is, else the CPU.
-std::unique_ptr<Backend> make_backend(const std::string& device, int threads, Work work = Work::inference);
+// use (CPU). Error usage where the device is not in this build or not on this machine; auto takes the first
+// CUDA device that is, else the CPU.
+std::unique_ptr<Backend> make_backend(const std::string& device, int threads);
 
 // The CPU reference in the given compute type (f32 or f64).
 std::unique_ptr<Backend> make_cpu_backend(DType compute_type, int threads);

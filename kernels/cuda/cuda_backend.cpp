@@ -41,6 +41,15 @@ class CudaMeasuringBackend final : public MeasuringBackend {
         MeasuringBackend::run(args);
         need_scratch(cuda::scratch_bytes(args));
     }
+    void run(const EmbeddingBackward& args) override { count(args); }
+    void run(const RmsNormBackward& args) override { count(args); }
+    void run(const ConvBackward& args) override { count(args); }
+    void run(const SsdBackward& args) override { count(args); }
+    void run(const GatedNormBackward& args) override { count(args); }
+    void run(const AttentionBackward& args) override { count(args); }
+    void run(const VocabularyLoss& args) override { count(args); }
+    void run(const GradientNorms& args) override { count(args); }
+    void run(const AdamW& args) override { count(args); }
 
   private:
     template <class Args>
@@ -191,49 +200,38 @@ class CudaBackend final : public Backend {
     void run(const GatedNormForward& args) override { launch(args); }
     void run(const AbsoluteColumnSums& args) override { launch(args); }
     void run(const RandomNormal& args) override { launch(args); }
-    void run(const SsdForward& args) override {
-        validate(args);
-        cuda::run(with_scratch(cuda::scratch_bytes(args)), args);
-    }
-    void run(const SquaredNorm& args) override {
-        validate(args);
-        cuda::run(with_scratch(cuda::scratch_bytes(args)), args);
-    }
-    void run(const LinearForward& args) override {
-        validate(args);
-        cuda::run(context_, products(), args);
-    }
-    void run(const AttentionForward& args) override {
-        validate(args);
-        cuda::run(with_scratch(cuda::scratch_bytes(args)), attention_, args);
-    }
-    void run(const CompareLogits& args) override {
-        validate(args);
-        cuda::run(with_scratch(cuda::scratch_bytes(args)), products(), args);
-    }
+    void run(const SquaredReluBackward& args) override { launch(args); }
+    void run(const FeatureLoss& args) override { launch(args); }
 
-    void run(const EmbeddingBackward&) override { no_backward(); }
-    void run(const RmsNormBackward&) override { no_backward(); }
-    void run(const LinearBackward&) override { no_backward(); }
-    void run(const SquaredReluBackward&) override { no_backward(); }
-    void run(const ConvBackward&) override { no_backward(); }
-    void run(const SsdBackward&) override { no_backward(); }
-    void run(const GatedNormBackward&) override { no_backward(); }
-    void run(const AttentionBackward&) override { no_backward(); }
-    void run(const VocabularyLoss&) override { no_backward(); }
-    void run(const FeatureLoss&) override { no_backward(); }
-    void run(const GradientNorms&) override { no_backward(); }
-    void run(const AdamW&) override { no_backward(); }
+    void run(const SsdForward& args) override { launch_with_scratch(args); }
+    void run(const SquaredNorm& args) override { launch_with_scratch(args); }
+    void run(const EmbeddingBackward& args) override { launch_with_scratch(args); }
+    void run(const RmsNormBackward& args) override { launch_with_scratch(args); }
+    void run(const ConvBackward& args) override { launch_with_scratch(args); }
+    void run(const SsdBackward& args) override { launch_with_scratch(args); }
+    void run(const GatedNormBackward& args) override { launch_with_scratch(args); }
+    void run(const GradientNorms& args) override { launch_with_scratch(args); }
+    void run(const AdamW& args) override { launch_with_scratch(args); }
+
+    void run(const LinearForward& args) override { launch(args, products()); }
+    void run(const LinearBackward& args) override { launch(args, products()); }
+    void run(const AttentionForward& args) override { launch_with_scratch(args, attention_); }
+    void run(const AttentionBackward& args) override { launch_with_scratch(args, attention_); }
+    void run(const CompareLogits& args) override { launch_with_scratch(args, products()); }
+    void run(const VocabularyLoss& args) override { launch_with_scratch(args, products()); }
 
   private:
-    template <class Args>
-    void launch(const Args& args) {
+    // `library` is what keeps the plans of an operation that goes through one.
+    template <class Args, class... Library>
+    void launch(const Args& args, Library&... library) {
         validate(args);
-        cuda::run(context_, args);
+        cuda::run(context_, library..., args);
     }
-    const Context& with_scratch(int64_t bytes) {
-        reserve_scratch(bytes);
-        return context_;
+    template <class Args, class... Library>
+    void launch_with_scratch(const Args& args, Library&... library) {
+        validate(args);
+        reserve_scratch(cuda::scratch_bytes(args));
+        cuda::run(context_, library..., args);
     }
     Products& products() {
         if (!products_) products_ = std::make_unique<Products>();
@@ -243,9 +241,6 @@ class CudaBackend final : public Backend {
         cudaPointerAttributes attributes{};
         MP_CUDA(cudaPointerGetAttributes(&attributes, memory));
         return attributes.type == cudaMemoryTypeDevice;
-    }
-    [[noreturn]] static void no_backward() {
-        fail_usage("training runs on the CPU in this version: use --device cpu");
     }
 
     int index_;

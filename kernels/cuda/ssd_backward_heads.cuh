@@ -39,19 +39,22 @@ struct Rows {
     float within[2][4];       // W inside the warp's own block of 16 x 16: [tile of 8 columns][row, column]
 };
 
-template <int kP, int kN, bool kDocuments>
+// A warp of the warpgroup `kGroup`.
+template <int kP, int kN, bool kDocuments, int kGroup>
 struct HeadsWarp {
     using L = HeadsLayout<kP, kN>;
     using X = XTiles<kP>;
-    int group, warp, lane;  // the warpgroup, the warp in it
+    static constexpr int kOwnRow = 64 * kGroup;
+    static constexpr bool kFar = kGroup == 0;
+    int warp, lane;
 
-    __device__ int row() const { return 64 * group + 16 * warp; }
+    __device__ int row() const { return kOwnRow + 16 * warp; }
 
     // G for the columns from `column` on. Asynchronous.
     __device__ void start_gram(float (&gram)[32], uint32_t stage, int column) const {
 #pragma unroll
         for (int k = 0; k < kP / 16; ++k)
-            sm90::Wgmma<64>::shared(gram, X::along_channels(stage, 64 * group, k),
+            sm90::Wgmma<64>::shared(gram, X::along_channels(stage, kOwnRow, k),
                                     X::along_channels(stage + L::kDy, column, k), k > 0);
     }
 
@@ -193,7 +196,7 @@ struct HeadsWarp {
     // B C^T of this warpgroup's rows and the columns from `column` on, as bf16.
     __device__ void take_bc(uint32_t place, uint32_t shared, int column) const {
         constexpr auto kWide = sm90::Swizzle::b128;
-        const sm90::Descriptor b = sm90::descriptor<kWide>(shared + L::kB + 64 * group * 128, 0),
+        const sm90::Descriptor b = sm90::descriptor<kWide>(shared + L::kB + kOwnRow * 128, 0),
                                c = sm90::descriptor<kWide>(shared + L::kC + column * 128, 0);
         float product[32];
         sm90::wgmma_fence();
@@ -224,19 +227,18 @@ struct HeadsWarp {
                                            lane % 4 * 2) = {m[4 * n + 2 * r], m[4 * n + 2 * r + 1]};
     }
 
-    __device__ void barrier() const { sm90::named_barrier(1 + group, 128); }
+    __device__ void barrier() const { sm90::named_barrier(1 + kGroup, 128); }
 
     // One head, whose tiles are in `stage`. dx is left where x was.
     __device__ void take_head(uint32_t stage, uint32_t shared, const float* steps, const int* marks,
                               float (&m_own)[32], float (&m_far)[32], float* sums, float skip) const {
         const float* s = steps;
-        const int own = 64 * group;
         Channels<kP> u;
         float gram[32];
         sm90::wgmma_fence();
-        u.template start<kN>(shared + L::kB + own * 128, stage + L::kDState);
+        u.template start<kN>(shared + L::kB + kOwnRow * 128, stage + L::kDState);
         sm90::wgmma_commit();
-        start_gram(gram, stage, own);
+        start_gram(gram, stage, kOwnRow);
         sm90::wgmma_commit();
 
         Rows rows;
@@ -262,19 +264,19 @@ struct HeadsWarp {
 
         uint32_t weights[4][4];
         float columns[16];
-        float* earlier = sums + (kEarlier0 + 4 * group + warp) * kChunk;
-        weigh<true>(gram, shared + L::kBc + group * L::kBcBytes, m_own, weights, rows, columns, s, marks, own);
+        float* earlier = sums + (kEarlier0 + 4 * kGroup + warp) * kChunk;
+        weigh<true>(gram, shared + L::kBc + kGroup * L::kBcBytes, m_own, weights, rows, columns, s, marks, kOwnRow);
         u.pin();
         sm90::wgmma_fence();
-        u.add(weights, stage + L::kDy, own);
-        if (group == 0) start_gram(gram, stage, 64);
+        u.add(weights, stage + L::kDy, kOwnRow);
+        if constexpr (kFar) start_gram(gram, stage, 64);
         sm90::wgmma_commit();
-        if (4 * group + warp < 7) write_columns(columns, earlier + own);
+        if (4 * kGroup + warp < 7) write_columns(columns, earlier + kOwnRow);
         write_within(rows, sums + kWithin * kChunk + row());
         write_skip(rows, sums + kSkip * kChunk);
         sm90::wgmma_wait<0>();
         keep(weights);
-        if (group == 0) {
+        if constexpr (kFar) {
             sm90::pin(gram);
             weigh<false>(gram, shared + L::kBc + 2 * L::kBcBytes, m_far, weights, rows, columns, s, marks, 64);
             u.pin();
@@ -318,27 +320,53 @@ struct HeadsWarp {
     }
 };
 
-// grid B * chunks * groups * slices, 256 threads.
-template <int kP, int kN, bool kDocuments>
-__global__ void __launch_bounds__(256, 1)
-    take_heads(const __grid_constant__ Maps maps, const __grid_constant__ Arguments args) {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+// Which chunk and heads a block takes, and its copies into the two stages.
+template <int kP, int kN>
+struct HeadsBlock {
     using L = HeadsLayout<kP, kN>;
     using X = XTiles<kP>;
-    extern __shared__ __align__(1024) unsigned char memory[];
-    const uint32_t shared = sm90::shared_address(memory);
-    const int slice = blockIdx.x % args.slices, of_group = blockIdx.x / args.slices % args.groups;
-    const int place = blockIdx.x / args.slices / args.groups;  // sequence * chunks + chunk
-    const int chunk = place % args.chunks, sequence = place / args.chunks, token = chunk * kChunk;
-    const int first_head = of_group * args.heads_per_group + slice * args.slice_heads;
-    const int heads = min(args.slice_heads, args.heads_per_group - slice * args.slice_heads);
-    const HeadsWarp<kP, kN, kDocuments> w{static_cast<int>(threadIdx.x) / 128,
-                                          static_cast<int>(threadIdx.x) / 32 % 4,
-                                          static_cast<int>(threadIdx.x) % 32};
+    const Maps& maps;
+    const Arguments& args;
+    unsigned char* memory;
+    uint32_t shared;
+    int slice, group, place, chunk, sequence, token, first_head, heads;  // place: sequence * chunks + chunk
 
-    const auto full = [&](int i) { return shared + L::kBarriers + i % L::kStages * 8; };
-    const auto load = [&](int i) {
-        const uint32_t to = shared + L::kStage0 + i % L::kStages * L::kStageBytes, barrier = full(i);
+    __device__ HeadsBlock(const Maps& of_maps, const Arguments& of_args, unsigned char* of_memory)
+        : maps(of_maps), args(of_args), memory(of_memory), shared(sm90::shared_address(of_memory)) {
+        slice = blockIdx.x % args.slices, group = blockIdx.x / args.slices % args.groups;
+        place = blockIdx.x / args.slices / args.groups;
+        chunk = place % args.chunks, sequence = place / args.chunks, token = chunk * kChunk;
+        first_head = group * args.heads_per_group + slice * args.slice_heads;
+        heads = min(args.slice_heads, args.heads_per_group - slice * args.slice_heads);
+    }
+    __device__ uint32_t stage(int i) const {
+        return shared + L::kStage0 + i % L::kStages * L::kStageBytes;
+    }
+    __device__ uint32_t full(int i) const { return shared + L::kBarriers + i % L::kStages * 8; }
+    __device__ uint32_t bc_barrier() const { return shared + L::kBarriers + L::kStages * 8; }
+    __device__ uint32_t counter(int i) const { return shared + L::kCounters + i % L::kStages * 4; }
+    __device__ int* marks() const { return reinterpret_cast<int*>(memory + L::kMarks); }
+
+    // Sets the barriers up and starts the copies of B and C; one thread.
+    __device__ void set_up() const {
+        for (int i = 0; i < L::kStages; ++i) {
+            sm90::barrier_init(full(i), 1);
+            asm volatile("st.shared.u32 [%0], 0;" ::"r"(counter(i)) : "memory");
+        }
+        sm90::barrier_init(bc_barrier(), 1);
+        sm90::fence_barrier_init();
+        sm90::barrier_expect(bc_barrier(), 2 * L::kBlocks * kBlockBytes);
+        for (int block = 0; block < L::kBlocks; ++block) {
+            const int column = group * L::kBlocks + block;
+            sm90::copy_box_in(shared + L::kB + block * kBlockBytes, maps.bc, bc_barrier(), 0, token, column,
+                              0, sequence);
+            sm90::copy_box_in(shared + L::kC + block * kBlockBytes, maps.bc, bc_barrier(), 0, token, column,
+                              1, sequence);
+        }
+    }
+    // Starts the copies of the block's i-th head.
+    __device__ void load(int i) const {
+        const uint32_t to = stage(i), barrier = full(i);
         const int head = first_head + i;
         sm90::barrier_expect(barrier, L::kStageBytes + L::kStepBytes);
         X::load(to, maps.x, maps.x_rest, barrier, token, head, sequence);
@@ -350,69 +378,78 @@ __global__ void __launch_bounds__(256, 1)
         sm90::copy_in(shared + L::kSteps + i % L::kStages * L::kStepBytes,
                       args.steps + ((of_head * args.chunks + chunk) * kStepRows + kSums) * kChunk,
                       L::kStepBytes, barrier);
-    };
-    const uint32_t bc_barrier = shared + L::kBarriers + L::kStages * 8;
-    if (threadIdx.x == 0) {
-        for (int i = 0; i < L::kStages; ++i) {
-            sm90::barrier_init(full(i), 1);
-            asm volatile("st.shared.u32 [%0], 0;" ::"r"(shared + L::kCounters + 4 * i) : "memory");
-        }
-        sm90::barrier_init(bc_barrier, 1);
-        sm90::fence_barrier_init();
-        sm90::barrier_expect(bc_barrier, 2 * L::kBlocks * kBlockBytes);
-        for (int block = 0; block < L::kBlocks; ++block) {
-            const int column = of_group * L::kBlocks + block;
-            sm90::copy_box_in(shared + L::kB + block * kBlockBytes, maps.bc, bc_barrier, 0, token, column, 0,
-                              sequence);
-            sm90::copy_box_in(shared + L::kC + block * kBlockBytes, maps.bc, bc_barrier, 0, token, column, 1,
-                              sequence);
-        }
     }
-    auto* marks = reinterpret_cast<int*>(memory + L::kMarks);
-    if (kDocuments && threadIdx.x < kChunk)
-        marks[threadIdx.x] = args.marks[static_cast<int64_t>(place) * kChunk + threadIdx.x];
-    __syncthreads();
+    // Stores a warpgroup's 64 rows of dx, which lie where x was, and refills the stage when both have; one
+    // thread of each.
+    __device__ void store(int i, int row) const {
+        const int head = first_head + i;
+        if (token + row < args.time) {
+            sm90::copy_box_out(maps.d_x, stage(i) + row * 2 * X::kMain, head * kP, token + row, sequence);
+            if constexpr (X::kRest > 0)
+                sm90::copy_box_out(maps.d_x_rest, stage(i) + X::kMainBytes + row * 2 * X::kRest,
+                                   head * kP + X::kMain, token + row, sequence);
+            sm90::copies_out_commit();
+            sm90::copies_out_wait_read();
+        }
+        const uint32_t before = sm90::count_up(counter(i));
+        if (before % 2 == 1 && i + L::kStages < heads) load(i + L::kStages);
+    }
+};
 
-    sm90::barrier_wait(bc_barrier, 0);
+// What one warpgroup does.
+template <int kP, int kN, bool kDocuments, int kGroup>
+__device__ inline void take_heads_of(const HeadsBlock<kP, kN>& block) {
+    using L = HeadsLayout<kP, kN>;
+    using Warp = HeadsWarp<kP, kN, kDocuments, kGroup>;
+    const Arguments& args = block.args;
+    // Anew for each head: what follows from them would not fit the registers across heads.
+    const auto warp = [] { return Warp{thread_again() / 32 % 4, thread_again() % 32}; };
+    const Warp w = warp();
+    w.take_bc(block.shared + L::kBc + kGroup * L::kBcBytes, block.shared, Warp::kOwnRow);
+    if constexpr (Warp::kFar) w.take_bc(block.shared + L::kBc + 2 * L::kBcBytes, block.shared, 64);
+    sm90::named_barrier(3, 256);  // C has been read
+    if (threadIdx.x == 0)
+        for (int i = 0; i < L::kStages && i < block.heads; ++i) block.load(i);
+
     float m_own[32], m_far[32];
-    w.take_bc(shared + L::kBc + w.group * L::kBcBytes, shared, 64 * w.group);
-    if (w.group == 0) w.take_bc(shared + L::kBc + 2 * L::kBcBytes, shared, 64);
 #pragma unroll
     for (int i = 0; i < 32; ++i) m_own[i] = m_far[i] = 0;
-    __syncthreads();  // C has been read
-    if (threadIdx.x == 0)
-        for (int i = 0; i < L::kStages && i < heads; ++i) load(i);
-
-    for (int i = 0; i < heads; ++i) {
-        const uint32_t stage = shared + L::kStage0 + i % L::kStages * L::kStageBytes;
-        const int head = first_head + i;
+    for (int i = 0; i < block.heads; ++i) {
+        const int head = block.first_head + i;
         const auto* steps =
-            reinterpret_cast<const float*>(memory + L::kSteps + i % L::kStages * L::kStepBytes);
+            reinterpret_cast<const float*>(block.memory + L::kSteps + i % L::kStages * L::kStepBytes);
         float* sums =
-            args.sums + (static_cast<int64_t>(place) * args.heads + head) * (kSumRows * kChunk);
+            args.sums + (static_cast<int64_t>(block.place) * args.heads + head) * (kSumRows * kChunk);
         const float skip = args.skip[head];
-        sm90::barrier_wait(full(i), i / L::kStages & 1);
-        w.take_head(stage, shared, steps, marks, m_own, m_far, sums, skip);
-        if (threadIdx.x % 128 == 0) {
-            const int row = token + 64 * w.group;
-            if (row < args.time) {
-                sm90::copy_box_out(maps.d_x, stage + 64 * w.group * 2 * X::kMain, head * kP, row, sequence);
-                if constexpr (X::kRest > 0)
-                    sm90::copy_box_out(maps.d_x_rest, stage + X::kMainBytes + 64 * w.group * 32,
-                                       head * kP + X::kMain, row, sequence);
-                sm90::copies_out_commit();
-                sm90::copies_out_wait_read();
-            }
-            const uint32_t before = sm90::count_up(shared + L::kCounters + i % L::kStages * 4);
-            if (before % 2 == 1 && i + L::kStages < heads) load(i + L::kStages);
-        }
+        sm90::barrier_wait(block.full(i), i / L::kStages & 1);
+        warp().take_head(block.stage(i), block.shared, steps, block.marks(), m_own, m_far, sums, skip);
+        if (threadIdx.x % 128 == 0) block.store(i, Warp::kOwnRow);
         __syncwarp();
     }
     const int64_t blocks = args.batch * args.chunks * args.groups;
-    float* d_cb = args.d_cb + (slice * blocks + static_cast<int64_t>(place) * args.groups + of_group) *
+    float* d_cb = args.d_cb + (block.slice * blocks + static_cast<int64_t>(block.place) * args.groups +
+                               block.group) *
                                   (kChunk * kChunk);
-    w.write_m(m_own, d_cb, 64 * w.group);
-    if (w.group == 0) w.write_m(m_far, d_cb, 64);
+    w.write_m(m_own, d_cb, Warp::kOwnRow);
+    if constexpr (Warp::kFar) w.write_m(m_far, d_cb, 64);
+}
+
+// grid B * chunks * groups * slices, 256 threads.
+template <int kP, int kN, bool kDocuments>
+__global__ void __launch_bounds__(256, 1)
+    take_heads(const __grid_constant__ Maps maps, const __grid_constant__ Arguments args) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    extern __shared__ __align__(1024) unsigned char memory[];
+    const HeadsBlock<kP, kN> block(maps, args, memory);
+    if (threadIdx.x == 0) block.set_up();
+    if (kDocuments && threadIdx.x < kChunk)
+        block.marks()[threadIdx.x] = args.marks[static_cast<int64_t>(block.place) * kChunk + threadIdx.x];
+    __syncthreads();
+    sm90::barrier_wait(block.bc_barrier(), 0);
+    if (__shfl_sync(~0u, static_cast<int>(threadIdx.x) / 128, 0) == 0)
+        take_heads_of<kP, kN, kDocuments, 0>(block);
+    else
+        take_heads_of<kP, kN, kDocuments, 1>(block);
 #endif
 }
 

@@ -196,11 +196,6 @@ void run_fast(const Context& context, const SsdBackward& op) {
     MP_CUDA_LAUNCHED();
 }
 
-void ssd_backward_plain(const Context&, const SsdBackward&) {
-    fail_usage("SsdBackward of this shape runs on the CPU in this version");
-}
-int64_t ssd_backward_plain_scratch_bytes(const SsdBackward&) { return 0; }
-
 }  // namespace
 
 int64_t scratch_bytes(const SsdBackward& args) {

@@ -58,7 +58,7 @@ struct Plan {
         args.slice_heads = narrow<int>(div_up(args.heads_per_group, slices));
         args.slices = narrow<int>(div_up(args.heads_per_group, args.slice_heads));
         args.column_slices = narrow<int>(div_up(s.state, 128));
-        args.pass_parts = narrow<int>(s.state / 16);
+        args.pass_parts = narrow<int>(s.state / 8);  // one a warp of the kernel that walks
 
         const int64_t places = args.batch * args.chunks, rows = places * args.heads;
         take(base, args.steps, rows * ssd_backward::kStepRows * kChunk);
@@ -148,8 +148,8 @@ void launch(const Context& context, Kernel* kernel, int64_t blocks, int threads,
 template <int kP, int kN>
 void launch_products(const Context& context, const Maps& maps, const Arguments& args) {
     using namespace ssd_backward;
-    launch(context, walk_states<kP, kN>, args.batch * args.heads * (kN / 64), 128, StatesLayout<kP>::kBytes,
-           maps, args);
+    launch(context, walk_states<kP, kN>, args.batch * args.heads * (kN / 64), StatesLayout<kP>::kThreads,
+           StatesLayout<kP>::kBytes, maps, args);
     const int64_t groups = args.batch * args.chunks * args.groups;
     launch(context, args.marks ? take_heads<kP, kN, true> : take_heads<kP, kN, false>, groups * args.slices,
            256, HeadsLayout<kP, kN>::kBytes, maps, args);

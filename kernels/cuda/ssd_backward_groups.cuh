@@ -13,12 +13,13 @@ template <int kP, int kN>
 struct GroupsLayout {
     using X = XTiles<kP>;
     static constexpr int kColumns = kN < 128 ? kN : 128, kBlocks = kColumns / 64;
-    static constexpr int kStages = kP > 64 ? 2 : 3;
+    // Two blocks a multiprocessor, where they fit.
+    static constexpr int kBlocksAtOnce = kP > 64 ? 1 : 2, kStages = kP > 64 ? 3 : 2;
     static constexpr int kStateBlockBytes = kP * 128;
     static constexpr int kState = X::kBytes, kStageBytes = kState + kBlocks * kStateBlockBytes;
     static constexpr int kStepBytes = 2 * kRowBytes;
-    // The same side's columns (C for U), and the other side's for the product with M.
-    static constexpr int kSame = 0, kOther = kBlocks * kBlockBytes, kStage0 = 2 * kBlocks * kBlockBytes;
+    // Columns of C for U; at the end, of the other side's for the product with M.
+    static constexpr int kBc = 0, kStage0 = kBlocks * kBlockBytes;
     static constexpr int kSteps = kStage0 + kStages * kStageBytes;
     static constexpr int kBarriers = kSteps + kStages * kStepBytes;
     static constexpr int kCounters = kBarriers + (kStages + 1) * 8;
@@ -75,6 +76,12 @@ __device__ inline void take_group(const Maps& maps, const Arguments& args, unsig
             kOfC ? kRowBytes : 2 * kRowBytes, barrier);
     };
     const uint32_t bc_barrier = shared + L::kBarriers + L::kStages * 8;
+    const auto load_bc = [&](int which) {
+        sm90::barrier_expect(bc_barrier, L::kBlocks * kBlockBytes);
+        for (int block = 0; block < L::kBlocks; ++block)
+            sm90::copy_box_in(shared + L::kBc + block * kBlockBytes, maps.bc, bc_barrier, 0, token,
+                              group * (kN / 64) + slice * L::kBlocks + block, which, sequence);
+    };
     if (threadIdx.x == 0) {
         for (int i = 0; i < L::kStages; ++i) {
             sm90::barrier_init(full(i), 1);
@@ -82,18 +89,11 @@ __device__ inline void take_group(const Maps& maps, const Arguments& args, unsig
         }
         sm90::barrier_init(bc_barrier, 1);
         sm90::fence_barrier_init();
-        sm90::barrier_expect(bc_barrier, 2 * L::kBlocks * kBlockBytes);
-        for (int block = 0; block < L::kBlocks; ++block) {
-            const int column = group * (kN / 64) + slice * L::kBlocks + block;
-            sm90::copy_box_in(shared + L::kSame + block * kBlockBytes, maps.bc, bc_barrier, 0, token, column,
-                              kOfC ? 1 : 0, sequence);
-            sm90::copy_box_in(shared + L::kOther + block * kBlockBytes, maps.bc, bc_barrier, 0, token, column,
-                              kOfC ? 0 : 1, sequence);
-        }
+        load_bc(1);
         for (int i = 0; i < L::kStages && i < args.heads_per_group; ++i) load(i);
     }
     __syncthreads();
-    sm90::barrier_wait(bc_barrier, 0);
+    if constexpr (kOfC) sm90::barrier_wait(bc_barrier, 0);
 
     float sum[L::kColumns / 2];
 #pragma unroll
@@ -104,56 +104,49 @@ __device__ inline void take_group(const Maps& maps, const Arguments& args, unsig
             reinterpret_cast<const float*>(memory + L::kSteps + i % L::kStages * L::kStepBytes);
         sm90::barrier_wait(full(i), i / L::kStages & 1);
 
-        Channels<kP> out;  // S_in C
-        if constexpr (kOfC) {
-            sm90::wgmma_fence();
-            out.template start<L::kColumns>(shared + L::kSame + own * 128, stage + L::kState);
-            sm90::wgmma_commit();
-        }
-        uint32_t x[kP / 16][4], scaled[kP / 16][4];
-        X::read(stage, row, lane, x);
         float factors[2];
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             const int at = row + lane / 4 + 8 * r;
             factors[r] = kOfC ? steps[at] : steps[at] * steps[kChunk + at];
         }
-#pragma unroll
-        for (int k = 0; k < kP / 16; ++k)
-#pragma unroll
-            for (int j = 0; j < 4; ++j)
-                scaled[k][j] =
-                    pack_bf16(low_value(x[k][j]) * factors[j % 2], high_value(x[k][j]) * factors[j % 2]);
-        sm90::pin(sum);
-        sm90::wgmma_fence();
-        const sm90::Descriptor state = sm90::descriptor<kWide>(stage + L::kState, L::kStateBlockBytes);
-#pragma unroll
-        for (int k = 0; k < kP / 16; ++k)
-            sm90::Wgmma<L::kColumns>::template registers_by_shared<true>(sum, scaled[k], state + k * 16 * 128,
-                                                                         1);
-        sm90::wgmma_commit();
+        uint32_t x[kP / 16][4];
         if constexpr (kOfC) {
-            sm90::wgmma_wait<1>();
+            // Waited for before the other product starts: both at once, and their operands, would take more
+            // registers than two blocks leave.
+            Channels<kP> out;  // S_in C
+            sm90::wgmma_fence();
+            out.template start<L::kColumns>(shared + L::kBc + own * 128, stage + L::kState);
+            sm90::wgmma_commit();
+            X::read(stage, row, lane, x);
+            sm90::wgmma_wait<0>();
             out.pin();
-            float enters[2] = {0, 0};
-#pragma unroll
-            for (int k = 0; k < kP / 16; ++k)
-#pragma unroll
-                for (int j = 0; j < 4; ++j) {
-                    const float* pair = out.columns(k) + 2 * j;
-                    enters[j % 2] = fmaf(low_value(x[k][j]), pair[0],
-                                         fmaf(high_value(x[k][j]), pair[1], enters[j % 2]));
-                }
+            float enters[2];
+            dot(out, x, enters);
             const int64_t of_head =
                 (static_cast<int64_t>(slice) * args.batch * args.chunks + place) * args.heads + first_head + i;
             float* to = args.enters + of_head * kChunk + row + lane / 4;
             const float first = sum_of_row(enters[0]) * factors[0],
                         second = sum_of_row(enters[1]) * factors[1];
             if (lane % 4 == 0) to[0] = first, to[8] = second;
+        } else {
+            X::read(stage, row, lane, x);
         }
+#pragma unroll
+        for (int k = 0; k < kP / 16; ++k)
+#pragma unroll
+            for (int j = 0; j < 4; ++j)
+                x[k][j] = pack_bf16(low_value(x[k][j]) * factors[j % 2], high_value(x[k][j]) * factors[j % 2]);
+        sm90::pin(sum);
+        sm90::wgmma_fence();
+        const sm90::Descriptor state = sm90::descriptor<kWide>(stage + L::kState, L::kStateBlockBytes);
+#pragma unroll
+        for (int k = 0; k < kP / 16; ++k)
+            sm90::Wgmma<L::kColumns>::template registers_by_shared<true>(sum, x[k], state + k * 16 * 128, 1);
+        sm90::wgmma_commit();
         sm90::wgmma_wait<0>();
         sm90::pin(sum);
-        keep(scaled);
+        keep(x);
         __syncwarp();
         if (lane == 0) {
             const uint32_t before = sm90::count_up(shared + L::kCounters + i % L::kStages * 4);
@@ -162,10 +155,15 @@ __device__ inline void take_group(const Maps& maps, const Arguments& args, unsig
         __syncwarp();
     }
 
-    // The product with M: on B's side over the tokens i from this warpgroup's first on, on C's over those j
-    // up to its last.
+    // The product with M: on B's side with C, over the tokens i from this warpgroup's first on, on C's with B,
+    // over those j up to its last.
+    if constexpr (kOfC) {
+        __syncthreads();  // C has been read
+        if (threadIdx.x == 0) load_bc(0);
+    }
+    sm90::barrier_wait(bc_barrier, kOfC ? 1 : 0);
     const int64_t block = static_cast<int64_t>(place) * args.groups + group;
-    const sm90::Descriptor other = sm90::descriptor<kWide>(shared + L::kOther, kBlockBytes);
+    const sm90::Descriptor other = sm90::descriptor<kWide>(shared + L::kBc, kBlockBytes);
     for (int half = kOfC ? 0 : warpgroup; half <= (kOfC ? warpgroup : 1); ++half) {
         uint32_t m[4][4];
 #pragma unroll
@@ -197,7 +195,7 @@ __device__ inline void take_group(const Maps& maps, const Arguments& args, unsig
 
 // grid B * chunks * groups * column slices * 2, 256 threads.
 template <int kP, int kN>
-__global__ void __launch_bounds__(256, 1)
+__global__ void __launch_bounds__(256, (GroupsLayout<kP, kN>::kBlocksAtOnce))
     take_groups(const __grid_constant__ Maps maps, const __grid_constant__ Arguments args) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     extern __shared__ __align__(1024) unsigned char memory[];

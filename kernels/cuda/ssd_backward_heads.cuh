@@ -174,18 +174,6 @@ struct HeadsWarp {
         if (lane % 4 == 0) to[row() + lane / 4] = first, to[row() + lane / 4 + 8] = second;
     }
 
-    // x . u by row.
-    __device__ static void dot(Channels<kP>& u, const uint32_t (&x)[kP / 16][4], float (&sums)[2]) {
-        sums[0] = sums[1] = 0;
-#pragma unroll
-        for (int k = 0; k < kP / 16; ++k)
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const float* pair = u.columns(k) + 2 * i;
-                float& sum = sums[i % 2];
-                sum = fmaf(low_value(x[k][i]), pair[0], fmaf(high_value(x[k][i]), pair[1], sum));
-            }
-    }
     __device__ static void scale(Channels<kP>& u, const float (&factors)[2]) {
 #pragma unroll
         for (int k = 0; k < kP / 16; ++k)

@@ -107,6 +107,20 @@ struct Channels {
     }
 };
 
+// x . u by row: of rows g and g + 8, this lane's part.
+template <int kP>
+__device__ inline void dot(Channels<kP>& u, const uint32_t (&x)[kP / 16][4], float (&sums)[2]) {
+    sums[0] = sums[1] = 0;
+#pragma unroll
+    for (int k = 0; k < kP / 16; ++k)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const float* pair = u.columns(k) + 2 * i;
+            float& sum = sums[i % 2];
+            sum = fmaf(low_value(x[k][i]), pair[0], fmaf(high_value(x[k][i]), pair[1], sum));
+        }
+}
+
 // Keeps an operand's registers until here, where the products that read them have been waited for.
 template <int kRows>
 __device__ inline void keep(uint32_t (&values)[kRows][4]) {

@@ -3,8 +3,8 @@
 // At the 8B shape (B 1, T 8192, H 128, P 64, G 8, N 128) the least traffic is x|B|C and dy in, dx|dB|dC out:
 // 168 + 134 + 168 MB, and the states entering chunks, 268 MB: 0.74 GB. This path moves 1.9 GB: it takes one
 // kernel for the states' gradients (dy and the states in, both states out as bf16: 0.67 GB), one over heads
-// (x, dy, dS in, dx and terms of d delta out: 0.59 GB), one over groups (x, dy and both states in: 0.60 GB). The
-// arithmetic with chunks of 128 tokens is T H (2 * 6 P N + 2 * 1.5 * 128 P) = 132 GFLOP.
+// (x, dy, dS in, dx and terms of d delta out: 0.59 GB), one over groups (x, dy and both states in: 0.60 GB).
+// The arithmetic with chunks of 128 tokens is T H (2 * 6 P N + 2 * 1.5 * 128 P) = 132 GFLOP.
 #include <algorithm>
 
 #include "kernels/cuda/operations.h"
@@ -123,11 +123,8 @@ Maps make_maps(const SsdBackward& op, const Arguments& args) {
         maps.d_y_rest = make_map(op.d_y.data + main * 2, {{rest, 2, rest}, y_tokens, heads, y_sequences});
         maps.d_x_rest = make_map(op.d_xbc.data, {{s.inner(), 2, rest}, out_tokens, sequences});
     }
-    maps.bc = make_map(op.xbc.data + s.inner() * 2, {{64, 2, 64},
-                                                     tokens,
-                                                     {of_groups / 64, 128, 1},
-                                                     {2, of_groups * 2, 1},
-                                                     sequences});
+    maps.bc = make_map(op.xbc.data + s.inner() * 2,
+                       {{64, 2, 64}, tokens, {of_groups / 64, 128, 1}, {2, of_groups * 2, 1}, sequences});
     const auto of_states = [&](const __nv_bfloat16* states) {
         return make_map(reinterpret_cast<const std::byte*>(states),
                         {{64, 2, 64}, state_rows, state_blocks, state_heads});

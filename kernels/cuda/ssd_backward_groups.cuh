@@ -39,7 +39,8 @@ __device__ inline void read_m(const Arguments& args, int64_t block, int row, int
         const float* from = args.d_cb + block * (kChunk * kChunk) + (kOfC ? c * kChunk + r : r * kChunk + c);
         float2 sum = {0.f, 0.f};
         for (int slice = 0; slice < args.slices; ++slice, from += slice_stride) {
-            const float2 value = kOfC ? float2{from[0], from[kChunk]} : *reinterpret_cast<const float2*>(from);
+            const float2 value =
+                kOfC ? float2{from[0], from[kChunk]} : *reinterpret_cast<const float2*>(from);
             sum.x += value.x, sum.y += value.y;
         }
         m[i] = pack_bf16(sum.x, sum.y);
@@ -124,7 +125,8 @@ __device__ inline void take_group(const Maps& maps, const Arguments& args, unsig
             float enters[2];
             dot(out, x, enters);
             const int64_t of_head =
-                (static_cast<int64_t>(slice) * args.batch * args.chunks + place) * args.heads + first_head + i;
+                (static_cast<int64_t>(slice) * args.batch * args.chunks + place) * args.heads + first_head +
+                i;
             float* to = args.enters + of_head * kChunk + row + lane / 4;
             const float first = sum_of_row(enters[0]) * factors[0],
                         second = sum_of_row(enters[1]) * factors[1];
@@ -136,7 +138,8 @@ __device__ inline void take_group(const Maps& maps, const Arguments& args, unsig
         for (int k = 0; k < kP / 16; ++k)
 #pragma unroll
             for (int j = 0; j < 4; ++j)
-                x[k][j] = pack_bf16(low_value(x[k][j]) * factors[j % 2], high_value(x[k][j]) * factors[j % 2]);
+                x[k][j] =
+                    pack_bf16(low_value(x[k][j]) * factors[j % 2], high_value(x[k][j]) * factors[j % 2]);
         sm90::pin(sum);
         sm90::wgmma_fence();
         const sm90::Descriptor state = sm90::descriptor<kWide>(stage + L::kState, L::kStateBlockBytes);
@@ -155,8 +158,8 @@ __device__ inline void take_group(const Maps& maps, const Arguments& args, unsig
         __syncwarp();
     }
 
-    // The product with M: on B's side with C, over the tokens i from this warpgroup's first on, on C's with B,
-    // over those j up to its last.
+    // The product with M: on B's side with C, over the tokens i from this warpgroup's first on, on C's with
+    // B, over those j up to its last.
     if constexpr (kOfC) {
         __syncthreads();  // C has been read
         if (threadIdx.x == 0) load_bc(0);
@@ -188,8 +191,7 @@ __device__ inline void take_group(const Maps& maps, const Arguments& args, unsig
         __nv_bfloat16* to = args.d_bc + (sequence * args.time + t) * args.conv_channels + column;
 #pragma unroll
         for (int n = 0; n < L::kColumns / 8; ++n)
-            *reinterpret_cast<uint32_t*>(to + 8 * n) =
-                pack_bf16(sum[4 * n + 2 * r], sum[4 * n + 2 * r + 1]);
+            *reinterpret_cast<uint32_t*>(to + 8 * n) = pack_bf16(sum[4 * n + 2 * r], sum[4 * n + 2 * r + 1]);
     }
 }
 

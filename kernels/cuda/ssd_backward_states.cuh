@@ -134,8 +134,8 @@ struct StatesWarp {
             for (int m = 0; m < L::kTiles; ++m) {
                 if (m >= tiles) continue;
                 uint32_t d_y[4];
-                sm90::load_matrices_transposed(
-                    d_y, X::piece(place, row, 2 * (first_tile + m) + lane / 8 % 2));
+                sm90::load_matrices_transposed(d_y,
+                                               X::piece(place, row, 2 * (first_tile + m) + lane / 8 % 2));
                 multiply_add(sum[m][0], d_y, c[0], c[1]);
                 multiply_add(sum[m][1], d_y, c[2], c[3]);
             }
@@ -182,9 +182,8 @@ __global__ void __launch_bounds__(256, 2)
     if (args.chunks > 1) w.read_state(odd, args.chunks - 2);
     if (args.d_final)
         w.each([&](int m, int half) {
-            w.exchange_back(
-                *reinterpret_cast<const float4*>(args.d_final + w.of_head() + w.offset(m, half)), sum[m],
-                half);
+            w.exchange_back(*reinterpret_cast<const float4*>(args.d_final + w.of_head() + w.offset(m, half)),
+                            sum[m], half);
         });
     __syncthreads();
     for (int i = 0; i < args.chunks; i += 2) {

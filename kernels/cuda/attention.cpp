@@ -6,6 +6,7 @@
 #include "kernels/cuda/attention_backward_plain.h"
 #include "kernels/cuda/attention_plain.h"
 #include "kernels/cuda/cudnn_attention.h"
+#include "kernels/cuda/cudnn_graph.h"
 #include "kernels/cuda/operations.h"
 
 namespace minipuzzle::cuda {
@@ -74,8 +75,11 @@ struct Attention::State {
     // Null where cuDNN has no kernel for the shape on this device.
     CudnnAttentionPlan* plan_of(const AttentionForward& args) {
         if (!suits_cudnn(args)) return nullptr;
-        const CudnnAttentionShape shape{args.q.size(1), args.heads, args.kv_heads, args.head_dim,
-                                        static_cast<bool>(args.lse)};
+        const CudnnAttentionShape shape{.length = args.q.size(1),
+                                        .heads = args.heads,
+                                        .kv_heads = args.kv_heads,
+                                        .head_dim = args.head_dim,
+                                        .lse = static_cast<bool>(args.lse)};
         const Key key{shape.length, shape.heads, shape.kv_heads, shape.head_dim, shape.lse};
         const auto known = plans.find(key);
         if (known != plans.end()) return known->second.get();

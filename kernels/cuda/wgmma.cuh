@@ -47,10 +47,6 @@ __device__ inline void barrier_wait(uint32_t barrier, uint32_t parity) {
         "r"(parity)
         : "memory");
 }
-// One arrival; what this thread read before is read.
-__device__ inline void barrier_arrive(uint32_t barrier) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
 // A barrier among `threads` threads of the block; id 0 is __syncthreads'.
 __device__ inline void named_barrier(int id, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
@@ -75,17 +71,6 @@ __device__ inline void let_next_kernel_start() {
 // What this thread wrote to shared memory by ordinary stores becomes visible to wgmma and the copy engine
 // (after a barrier, for other threads' use of them).
 __device__ inline void fence_async_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-
-// The warpgroup's registers a thread: gives some back, or waits until they are free and takes them. All of its
-// warps, in a kernel whose launch bounds say how many it begins with.
-template <int kRegisters>
-__device__ inline void give_registers_back() {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
-}
-template <int kRegisters>
-__device__ inline void take_registers() {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
-}
 
 // ---- the copy engine
 

@@ -226,10 +226,18 @@ __device__ inline void multiply_keys(const KeyFeed& feed, const unsigned char* m
     }
     sm90::barrier_wait(shared + L::kOwn, 0);
 #pragma unroll 1
-    for (bool first = true; now.head < end_head; first = false) {
+    for (int behind = 0; now.head < end_head; ++behind) {
         const uint32_t q = shared + L::kQ + ring.stage * kStepTile,
                        d_out = shared + L::kDOut + ring.stage * kStepTile;
         float scores[kStep / 2], d_p[kStep / 2];
+        // The step before the last one is done with; this one's predecessor may still be multiplied.
+        if (behind >= 2) {
+            const int stage = (ring.stage + L::kStages - 2) % L::kStages;
+            if (lane == 0 && last_to_leave(shared + L::kLeft + stage * 4) && next.head < end_head)
+                feed.load(next.head, next.step, stage);
+            next.advance(task);
+        }
+        __syncwarp();
         sm90::barrier_wait(shared + L::kFull + ring.stage * 8, ring.parity);
         sm90::wgmma_fence();
         multiply_rows<kStep, kBlockHalf, kStepHalf>(scores, k, q);
@@ -240,14 +248,6 @@ __device__ inline void multiply_keys(const KeyFeed& feed, const unsigned char* m
         sm90::pin(scores);
         sm90::pin(weights);
         sm90::pin(d_weights);
-        if (!first) {
-            const int stage = ring.before();
-            if (lane == 0 && last_to_leave(shared + L::kLeft + stage * 4) && next.head < end_head)
-                feed.load(next.head, next.step, stage);
-            next.advance(task);
-        }
-        __syncwarp();
-
         const float* const statistics =
             reinterpret_cast<const float*>(memory + L::kStatistics + ring.stage * kStatisticsBytes) +
             lane % 4 * 2;
@@ -412,10 +412,6 @@ __device__ inline void multiply_queries(const QueryFeed& feed, int group, int wa
         sm90::wgmma_wait<1>();  // all but dP, the product of the step before too
         sm90::pin(scores);
         sm90::pin(d_weights);
-        if (block < task.block && lane == 0 && last_to_leave(shared + L::kKLeft + keys.before() * 4))
-            feed.load_k(block + 1 - L::kKeyStages, keys.before());
-        __syncwarp();
-
         if (block == task.block) {
             const int query = first_row + lane / 4 - lane % 4 * 2;
 #pragma unroll
@@ -425,11 +421,11 @@ __device__ inline void multiply_queries(const QueryFeed& feed, int group, int wa
 #pragma unroll
         for (int j = 0; j < kBlock / 2; ++j)
             scores[j] = exp2_fast(fmaf(scores[j], p.scale_log2, shift[j % 4 / 2]));
+        if (block < task.block && lane == 0 && last_to_leave(shared + L::kKLeft + keys.before() * 4))
+            feed.load_k(block + 1 - L::kKeyStages, keys.before());
+        __syncwarp();
         sm90::wgmma_wait<0>();  // dP
         sm90::pin(d_p);
-        if (lane == 0 && last_to_leave(shared + L::kVLeft + values.stage * 4))
-            feed.load_v(block - L::kValueStages, values.stage);
-        __syncwarp();
 #pragma unroll
         for (int j = 0; j < kBlock / 8; ++j) {
             const float *s = scores + 4 * j, *d = d_p + 4 * j;
@@ -439,6 +435,9 @@ __device__ inline void multiply_queries(const QueryFeed& feed, int group, int wa
         sm90::wgmma_fence();
         add_product<kBlock / 16, kBlockHalf>(d_q, d_weights, k);
         sm90::wgmma_commit();
+        if (lane == 0 && last_to_leave(shared + L::kVLeft + values.stage * 4))
+            feed.load_v(block - L::kValueStages, values.stage);
+        __syncwarp();
         keys.advance();
         values.advance();
     }

@@ -74,13 +74,23 @@ CUtensorMap map_out(const Tensor& tensor) {
                       {{tensor.size(2), 2, 64}, {time, pitch, 16}, {tensor.size(0), time * pitch, 1}});
 }
 
+// `early`: the kernel may begin as soon as every block of the one before has.
 template <class Maps>
 void launch(const Context& context, void (*kernel)(Maps, back::Params), int64_t blocks, uint32_t shared_bytes,
-            const Maps& maps, const back::Params& params) {
+            const Maps& maps, const back::Params& params, bool early) {
     MP_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(shared_bytes)));
-    kernel<<<static_cast<unsigned>(blocks), back::kThreads, shared_bytes, context.stream>>>(maps, params);
-    MP_CUDA_LAUNCHED();
+    cudaLaunchAttribute attribute{};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = early;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(blocks));
+    config.blockDim = dim3(back::kThreads);
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = context.stream;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    MP_CUDA(cudaLaunchKernelEx(&config, kernel, maps, params));
 }
 
 }  // namespace
@@ -128,12 +138,13 @@ void attention_backward_hopper(const Context& context, const AttentionBackward& 
                                  map_in(args.v, back::kBlock),
                                  map_out(args.d_k),
                                  map_out(args.d_v)};
-    launch(context, back::key_gradients, blocks * args.kv_heads, back::KeyLayout::kBytes, key_maps, params);
+    launch(context, back::key_gradients, blocks * args.kv_heads, back::KeyLayout::kBytes, key_maps, params,
+           false);
     const back::QueryMaps query_maps{map_in(args.q, back::kBlock), map_in(args.d_out, back::kBlock),
                                      map_in(args.k, back::kBlock), map_in(args.v, back::kBlock),
                                      map_out(args.d_q)};
-    launch(context, back::query_gradients, blocks * args.heads, back::QueryLayout::kBytes, query_maps,
-           params);
+    launch(context, back::query_gradients, blocks * args.heads, back::QueryLayout::kBytes, query_maps, params,
+           true);
 }
 
 }  // namespace minipuzzle::cuda

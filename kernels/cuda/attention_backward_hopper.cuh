@@ -308,6 +308,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     extern __shared__ __align__(1024) unsigned char memory[];
     const uint32_t shared = sm90::shared_address(memory);
     const KeyTask task(p);
+    sm90::let_next_kernel_start();  // query_gradients fills what these blocks leave idle
     const KeyFeed feed{maps, p, task, shared};
     if (threadIdx.x == 0) {
         set_up_ring(shared + L::kFull, shared + L::kLeft, L::kStages);
@@ -389,8 +390,8 @@ __device__ inline void multiply_queries(const QueryFeed& feed, int group, int wa
         warp * 16 + lane / 4;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        shift[half] = statistics[8 * half];
-        delta[half] = statistics[kStep + 8 * half];
+        shift[half] = __ldcg(statistics + 8 * half);
+        delta[half] = __ldcg(statistics + kStep + 8 * half);
     }
 
     Ring<L::kKeyStages> keys;
@@ -475,6 +476,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     __syncthreads();
     multiply_queries(feed, __shfl_sync(~0u, static_cast<int>(threadIdx.x / 128), 0),
                      __shfl_sync(~0u, static_cast<int>(threadIdx.x / 32 % 4), 0));
+    // The grid is done when key_gradients, which may have begun before, is done too.
+    if (blockIdx.x == gridDim.x - 1) sm90::wait_for_kernel_before();
 #endif
 }
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 
 #include "kernels/ops.h"
 
@@ -41,12 +42,31 @@ inline Cost cost(const RmsNormForward& args) {
     return {.bytes = costs::bytes_of_all(args.x, args.weight, args.out)};
 }
 
+// The rows that uniform draws of tokens touch are read and written: V (1 - (1 - 1/V)^R) of them.
+inline Cost cost(const EmbeddingBackward& args) {
+    const auto vocabulary = static_cast<double>(args.d_weight.size(0));
+    const auto rows = static_cast<double>(args.tokens.elements());
+    const double touched = vocabulary > 1 ? -std::expm1(rows * std::log1p(-1 / vocabulary)) : 1;
+    return {.bytes = costs::bytes_of_all(args.tokens, args.d_out) +
+                     2 * touched * costs::bytes_of_all(args.d_weight)};
+}
+
+// d_x is read and written, d_weight likewise.
+inline Cost cost(const RmsNormBackward& args) {
+    return {.bytes = costs::bytes_of_all(args.x, args.weight, args.d_out, args.d_x, args.d_x, args.d_weight,
+                                         args.d_weight)};
+}
+
 inline Cost cost(const LinearForward& args) {
     return {.bytes = costs::bytes_of_all(args.x, args.weight, args.residual, args.out),
             .flops = costs::product_flops(args.x.rows(), args.x.columns(), args.weight.size(0))};
 }
 
 inline Cost cost(const SquaredReluForward& args) { return {.bytes = costs::bytes_of_all(args.x, args.out)}; }
+
+inline Cost cost(const SquaredReluBackward& args) {
+    return {.bytes = costs::bytes_of_all(args.x, args.d_out, args.d_x)};
+}
 
 inline Cost cost(const Add& args) { return {.bytes = costs::bytes_of_all(args.a, args.b, args.out)}; }
 
@@ -101,6 +121,12 @@ inline Cost cost(const CompareLogits& args) {
                                                      out.hidden_mse, out.cosine);
     }
     return all;
+}
+
+// d_student is read and written.
+inline Cost cost(const FeatureLoss& args) {
+    return {.bytes = costs::bytes_of_all(args.student, args.teacher, args.targets, args.value, args.d_student,
+                                         args.d_student)};
 }
 
 inline Cost cost(const AbsoluteColumnSums& args) { return {.bytes = costs::bytes_of_all(args.x, args.out)}; }

@@ -58,6 +58,13 @@ Operations gpu_operations() {
     add_column_sums(list, small, four);
     add_compare_logits(list, small, one.rows(), 0);
     add_compare_logits(list, small, one.rows(), 1);
+    add_embedding_backward(list, small, four);
+    for (const ModelSizes& model : {small, large}) {
+        add_rms_norm_backward(list, model, four);
+        add_squared_relu_backward(list, model, four);
+        add_feature_loss(list, model, four);
+    }
+    add_optimizer(list, small);
     return list;
 }
 
@@ -77,6 +84,11 @@ Operations cpu_operations() {
     add_column_sums(list, model, batch);
     add_compare_logits(list, model, batch.rows(), 0);
     add_compare_logits(list, model, batch.rows(), 1);
+    add_embedding_backward(list, model, batch);
+    add_rms_norm_backward(list, model, batch);
+    add_squared_relu_backward(list, model, batch);
+    add_feature_loss(list, model, batch);
+    add_optimizer(list, model);
     return list;
 }
 

@@ -8,22 +8,12 @@ namespace {
 }
 }  // namespace
 
-void run(const Context&, const EmbeddingBackward&) { missing("EmbeddingBackward"); }
-void run(const Context&, const RmsNormBackward&) { missing("RmsNormBackward"); }
-void run(const Context&, const SquaredReluBackward&) { missing("SquaredReluBackward"); }
 void run(const Context&, const ConvBackward&) { missing("ConvBackward"); }
 void run(const Context&, const GatedNormBackward&) { missing("GatedNormBackward"); }
-void run(const Context&, const FeatureLoss&) { missing("FeatureLoss"); }
-void run(const Context&, const GradientNorms&) { missing("GradientNorms"); }
-void run(const Context&, const AdamW&) { missing("AdamW"); }
 void run(const Context&, Products&, const LinearBackward&) { missing("LinearBackward"); }
 void run(const Context&, Products&, const VocabularyLoss&) { missing("VocabularyLoss"); }
-int64_t scratch_bytes(const EmbeddingBackward&) { return 0; }
-int64_t scratch_bytes(const RmsNormBackward&) { return 0; }
 int64_t scratch_bytes(const ConvBackward&) { return 0; }
 int64_t scratch_bytes(const GatedNormBackward&) { return 0; }
 int64_t scratch_bytes(const VocabularyLoss&) { return 0; }
-int64_t scratch_bytes(const GradientNorms&) { return 0; }
-int64_t scratch_bytes(const AdamW&) { return 0; }
 
 }  // namespace minipuzzle::cuda

@@ -11,9 +11,7 @@ namespace {
 void run(const Context&, const EmbeddingBackward&) { missing("EmbeddingBackward"); }
 void run(const Context&, const RmsNormBackward&) { missing("RmsNormBackward"); }
 void run(const Context&, const SquaredReluBackward&) { missing("SquaredReluBackward"); }
-void run(const Context&, const ConvBackward&) { missing("ConvBackward"); }
 void run(const Context&, const SsdBackward&) { missing("SsdBackward"); }
-void run(const Context&, const GatedNormBackward&) { missing("GatedNormBackward"); }
 void run(const Context&, const FeatureLoss&) { missing("FeatureLoss"); }
 void run(const Context&, const GradientNorms&) { missing("GradientNorms"); }
 void run(const Context&, const AdamW&) { missing("AdamW"); }
@@ -22,9 +20,7 @@ void run(const Context&, Attention&, const AttentionBackward&) { missing("Attent
 void run(const Context&, Products&, const VocabularyLoss&) { missing("VocabularyLoss"); }
 int64_t scratch_bytes(const EmbeddingBackward&) { return 0; }
 int64_t scratch_bytes(const RmsNormBackward&) { return 0; }
-int64_t scratch_bytes(const ConvBackward&) { return 0; }
 int64_t scratch_bytes(const SsdBackward&) { return 0; }
-int64_t scratch_bytes(const GatedNormBackward&) { return 0; }
 int64_t scratch_bytes(const AttentionBackward&) { return 0; }
 int64_t scratch_bytes(const VocabularyLoss&) { return 0; }
 int64_t scratch_bytes(const GradientNorms&) { return 0; }

@@ -60,8 +60,8 @@ inline Cost cost(const ConvForward& args) {
 // Of zxbcdt only the x|B|C part is read, of its gradient that part written; sums are read and written.
 inline Cost cost(const ConvBackward& args) {
     return {.bytes = 2 * costs::bytes_of_columns(args.zxbcdt, args.shape.conv_channels()) +
-                     costs::bytes_of_all(args.weight, args.bias, args.document, args.initial_state, args.d_xbc,
-                                         args.d_weight, args.d_weight, args.d_bias, args.d_bias,
+                     costs::bytes_of_all(args.weight, args.bias, args.document, args.initial_state,
+                                         args.d_xbc, args.d_weight, args.d_weight, args.d_bias, args.d_bias,
                                          args.d_initial_state)};
 }
 
@@ -87,9 +87,9 @@ inline Cost cost(const GatedNormForward& args) {
 
 // Of zxbcdt only the z part is read, of its gradient that part written.
 inline Cost cost(const GatedNormBackward& args) {
-    return {.bytes = 2 * costs::bytes_of_columns(args.zxbcdt, args.shape.inner()) +
-                     costs::bytes_of_all(args.y, args.weight, args.d_out, args.d_y, args.d_weight,
-                                         args.d_weight)};
+    return {.bytes =
+                2 * costs::bytes_of_columns(args.zxbcdt, args.shape.inner()) +
+                costs::bytes_of_all(args.y, args.weight, args.d_out, args.d_y, args.d_weight, args.d_weight)};
 }
 
 // The causal half of q k^T and of its product with v; documents would make it less.

@@ -1,6 +1,7 @@
 // The gradient of the causal depthwise convolution of the Mamba-2 mixer and its SiLU. With v the sum before
 // the SiLU, recomputed, and dv = d_xbc * silu'(v):
-//   dx[t] = sum_k weight[k] * dv[t + Kc-1-k];  d_weight[k] = sum_t dv[t] * x[t - (Kc-1) + k];  d_bias = sum dv
+//   dx[t] = sum_k weight[k] * dv[t + Kc-1-k];  d_weight[k] = sum_t dv[t] * x[t - (Kc-1) + k];  d_bias = sum
+//   dv
 // where taps into another document are dropped. Sums over tokens go from a thread's run to its block, from
 // there to scratch memory, and from there, in double, to the gradients: always in the same order.
 #include "kernels/cuda/conv.cuh"
@@ -17,13 +18,13 @@ constexpr int kHalo = kTaps - 1;
 // What the kernels read and write besides.
 struct Gradient {
     ConvInput in;
-    const bf16* d_xbc;   // [batch, time, channels]
-    bf16* d_rows;        // the x|B|C part of d_zxbcdt, pitch as `in`'s
-    bf16* d_initial;     // [batch, channels, taps-1] or null
-    float* partials;     // [blocks along tokens, taps + 1 (the bias), channels]
-    int64_t run;         // tokens of one run, a multiple of a warp
-    int64_t runs;        // of one sequence
-    Reuse reuse;         // of d_rows
+    const bf16* d_xbc;  // [batch, time, channels]
+    bf16* d_rows;       // the x|B|C part of d_zxbcdt, pitch as `in`'s
+    bf16* d_initial;    // [batch, channels, taps-1] or null
+    float* partials;    // [blocks along tokens, taps + 1 (the bias), channels]
+    int64_t run;        // tokens of one run, a multiple of a warp
+    int64_t runs;       // of one sequence
+    Reuse reuse;        // of d_rows
 };
 
 // A run of one sequence; empty beyond the last sequence.
@@ -276,7 +277,8 @@ __device__ float gradient_before_silu(const Gradient& g, int64_t sequence, int64
     for (int64_t k = 0; k < in.taps; ++k) {
         const int64_t from = t - (in.taps - 1) + k;
         if (!same_document(document, from, t)) continue;
-        v = fmaf(__bfloat162float(in.weight[channel * in.taps + k]), value_at(in, sequence, channel, from), v);
+        v = fmaf(__bfloat162float(in.weight[channel * in.taps + k]), value_at(in, sequence, channel, from),
+                 v);
     }
     return __bfloat162float(g.d_xbc[(sequence * in.time + t) * in.channels + channel]) * silu_slope(v);
 }
@@ -362,12 +364,13 @@ int64_t partial_count(int64_t batch, int64_t runs, bool fast) {
 template <int W, int kAhead, int kBlocks>
 void launch_four_taps(const Context& context, const Gradient& g) {
     const bool once = g.reuse == Reuse::once;
-    const auto kernel =
-        g.in.document ? (once ? convolve_back_four_taps<W, kAhead, kBlocks, true, Reuse::once>
-                              : convolve_back_four_taps<W, kAhead, kBlocks, true, Reuse::again>)
-                      : (once ? convolve_back_four_taps<W, kAhead, kBlocks, false, Reuse::once>
-                              : convolve_back_four_taps<W, kAhead, kBlocks, false, Reuse::again>);
-    const int64_t blocks = partial_count(g.in.batch, g.runs, true) * div_up(g.in.channels, int64_t{W} * kWarp);
+    const auto kernel = g.in.document
+                            ? (once ? convolve_back_four_taps<W, kAhead, kBlocks, true, Reuse::once>
+                                    : convolve_back_four_taps<W, kAhead, kBlocks, true, Reuse::again>)
+                            : (once ? convolve_back_four_taps<W, kAhead, kBlocks, false, Reuse::once>
+                                    : convolve_back_four_taps<W, kAhead, kBlocks, false, Reuse::again>);
+    const int64_t blocks =
+        partial_count(g.in.batch, g.runs, true) * div_up(g.in.channels, int64_t{W} * kWarp);
     kernel<<<narrow<unsigned>(blocks), dim3(kWarp, kRuns), 0, context.stream>>>(g);
     MP_CUDA_LAUNCHED();
 }
@@ -395,8 +398,10 @@ int64_t scratch_bytes(const ConvBackward& args) {
     const int64_t batch = args.d_xbc.size(0), time = args.d_xbc.size(1), channels = args.d_xbc.size(2);
     const int64_t runs = div_up(time, run_length(batch, time, channels));
     // Whether memory is aligned for the faster path is not known here.
-    const bool fast = args.shape.conv_kernel == kTaps && channels % 4 == 0 && args.shape.projection() % 4 == 0;
-    return partial_count(batch, runs, fast) * (args.shape.conv_kernel + 1) * channels * int64_t{sizeof(float)};
+    const bool fast =
+        args.shape.conv_kernel == kTaps && channels % 4 == 0 && args.shape.projection() % 4 == 0;
+    return partial_count(batch, runs, fast) * (args.shape.conv_kernel + 1) * channels *
+           int64_t{sizeof(float)};
 }
 
 // 8B: 4 * conv_channels read and 2 * conv_channels written per token (60 KiB at 10240 channels; of a run of
@@ -429,7 +434,8 @@ void run(const Context& context, const ConvBackward& args) {
     }
     const int64_t kept = in.batch * in.channels * (in.taps - 1);
     if (!g.d_initial || kept == 0) return;
-    initial_gradient<<<grid_size(div_up(kept, int64_t{kWarp * kRuns})), kWarp * kRuns, 0, context.stream>>>(g);
+    initial_gradient<<<grid_size(div_up(kept, int64_t{kWarp * kRuns})), kWarp * kRuns, 0, context.stream>>>(
+        g);
     MP_CUDA_LAUNCHED();
 }
 

@@ -18,7 +18,7 @@ struct GatedRows {
     const float* weight;
     const bf16* d_out;
     bf16 *d_y, *d_z;
-    float* partials;  // [blocks along rows, inner]
+    float* partials;                             // [blocks along rows, inner]
     int64_t count, inner, pitch, groups, width;  // pitch of z and d_z; width of a group
     float eps;
     int rows_per_slot;  // that one thread goes through
@@ -89,8 +89,10 @@ template <int kHeld, bool kOneWarp, int kBlocks, Reuse kReuse>
 __global__ void __launch_bounds__(kOneWarp ? RowLayout::kBlockThreads : RowLayout::kMostThreads, kBlocks)
     normalise_back_held(const GatedRows rows) {
     __shared__ Sums partials[2][kWarp];
-    extern __shared__ float4 slot_sums[];  // [blockDim.y, kHeld, 2, blockDim.x], where groups have several slots
-    const int slot = static_cast<int>(threadIdx.y), row_slots = static_cast<int>(blockDim.y) / rows.group_slots;
+    extern __shared__ float4
+        slot_sums[];  // [blockDim.y, kHeld, 2, blockDim.x], where groups have several slots
+    const int slot = static_cast<int>(threadIdx.y),
+              row_slots = static_cast<int>(blockDim.y) / rows.group_slots;
     const int64_t group = int64_t{blockIdx.y} * rows.group_slots + slot % rows.group_slots;
     const int first = static_cast<int>(threadIdx.x) * 8, step = static_cast<int>(blockDim.x) * 8;
     const int64_t first_row = int64_t{blockIdx.x} * rows.rows_per_slot * row_slots + slot / rows.group_slots;
@@ -219,8 +221,9 @@ struct Plan {
     int64_t rows_per_block() const { return int64_t{rows_per_slot} * (slots / group_slots); }
     int64_t blocks(int64_t count) const { return div_up(count, rows_per_block()); }
     int64_t shared_bytes() const {
-        return slots > group_slots ? int64_t{slots} * layout.held * layout.threads * 8 * int64_t{sizeof(float)}
-                                   : 0;
+        return slots > group_slots
+                   ? int64_t{slots} * layout.held * layout.threads * 8 * int64_t{sizeof(float)}
+                   : 0;
     }
 };
 
@@ -306,19 +309,21 @@ void run(const Context& context, const GatedNormBackward& args) {
     rows.group_slots = plan.group_slots;
     const int64_t blocks = plan.blocks(rows.count);
     if (held) {
-        const auto kernel = reuse_of(args.d_y.bytes()) == Reuse::once ? held_kernel<Reuse::once>(plan.layout)
-                                                                      : held_kernel<Reuse::again>(plan.layout);
+        const auto kernel = reuse_of(args.d_y.bytes()) == Reuse::once
+                                ? held_kernel<Reuse::once>(plan.layout)
+                                : held_kernel<Reuse::again>(plan.layout);
         const dim3 grid(narrow<unsigned>(blocks), static_cast<unsigned>(group_blocks));
         kernel<<<grid, dim3(plan.layout.threads, plan.slots), plan.shared_bytes(), context.stream>>>(rows);
     } else {
-        const int64_t threads = std::min<int64_t>(kLongGroupThreads, div_up(rows.width, int64_t{kWarp}) * kWarp);
+        const int64_t threads =
+            std::min<int64_t>(kLongGroupThreads, div_up(rows.width, int64_t{kWarp}) * kWarp);
         normalise_back_long<<<narrow<unsigned>(blocks * rows.groups), static_cast<unsigned>(threads), 0,
                               context.stream>>>(rows);
     }
     MP_CUDA_LAUNCHED();
     const PartialSums sums{.partials = rows.partials, .rows = blocks, .columns = rows.inner};
     add_to_gradient<<<sums.grid(), PartialSums::block(), 0, context.stream>>>(sums,
-                                                                             args.d_weight.as<float>());
+                                                                              args.d_weight.as<float>());
     MP_CUDA_LAUNCHED();
 }
 

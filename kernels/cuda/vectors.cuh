@@ -33,7 +33,8 @@ constexpr int kWarp = 32;
 
 // ---- vectors
 
-// W neighbouring bf16 (8: 16 bytes, 4: 8 bytes, 2: 4 bytes, 1: one element), the lower index in the lower half.
+// W neighbouring bf16 (8: 16 bytes, 4: 8 bytes, 2: 4 bytes, 1: one element), the lower index in the lower
+// half.
 template <int W>
 struct Packed {
     uint32_t pairs[(W + 1) / 2];

@@ -37,11 +37,13 @@ ConvInput random_input(const ConvCase& c, uint64_t seed) {
 // What accumulates starts from numbers, what is overwritten from NaN.
 ConvGradients<double> before(const ConvCase& c, uint64_t seed) {
     Random random(seed);
-    const auto precise = [&](int64_t count) { return convert<double>(convert<float>(random.normals(count))); };
-    ConvGradients<double> g{rounded_to_bf16(random.normals(c.batch * c.time * c.shape.projection())),
-                            precise(c.channels() * c.shape.conv_kernel), precise(c.channels()),
-                            std::vector<double>(c.batch * c.channels() * c.kept(),
-                                                std::numeric_limits<double>::quiet_NaN())};
+    const auto precise = [&](int64_t count) {
+        return convert<double>(convert<float>(random.normals(count)));
+    };
+    ConvGradients<double> g{
+        rounded_to_bf16(random.normals(c.batch * c.time * c.shape.projection())),
+        precise(c.channels() * c.shape.conv_kernel), precise(c.channels()),
+        std::vector<double>(c.batch * c.channels() * c.kept(), std::numeric_limits<double>::quiet_NaN())};
     for (int64_t row = 0; row < c.batch * c.time; ++row)
         std::fill_n(g.d_zxbcdt.begin() + row * c.shape.projection() + c.shape.inner(), c.channels(),
                     std::numeric_limits<double>::quiet_NaN());
@@ -133,7 +135,8 @@ TEST_CASE("GPU: the convolution's gradient at every length, shorter than the ker
           "[gpu][small]") {
     Backend* gpu = cuda_backend();
     if (!gpu) return;
-    for (const MambaShape& shape : {kVectors, kScalars, MambaShape{2, 3, 2, 1, 4}, MambaShape{12, 32, 32, 2, 4}}) {
+    for (const MambaShape& shape :
+         {kVectors, kScalars, MambaShape{2, 3, 2, 1, 4}, MambaShape{12, 32, 32, 2, 4}}) {
         for (const int64_t time : {1, 2, 3, 4, 5, 9, 31, 32, 33, 34, 64, 67, 135}) {
             for (const bool initial : {false, true}) {
                 ConvCase c{.shape = shape, .time = time, .initial = initial, .bias = time != 5};
@@ -150,9 +153,9 @@ TEST_CASE("GPU: the convolution's gradient at every length, shorter than the ker
 TEST_CASE("GPU: the convolution's gradient at published sizes and over long runs", "[gpu]") {
     Backend* gpu = cuda_backend();
     if (!gpu) return;
-    for (const MambaShape& shape : {MambaShape{128, 64, 128, 8, 4}, MambaShape{256, 64, 256, 8, 4},
-                                    MambaShape{128, 80, 128, 8, 4}, MambaShape{112, 64, 128, 8, 4},
-                                    MambaShape{96, 80, 128, 8, 4}}) {
+    for (const MambaShape& shape :
+         {MambaShape{128, 64, 128, 8, 4}, MambaShape{256, 64, 256, 8, 4}, MambaShape{128, 80, 128, 8, 4},
+          MambaShape{112, 64, 128, 8, 4}, MambaShape{96, 80, 128, 8, 4}}) {
         ConvCase c{.shape = shape, .batch = 1, .time = 70, .initial = false};
         check(*gpu, c);
         c.document = documents(c, 20);

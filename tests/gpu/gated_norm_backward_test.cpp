@@ -42,7 +42,8 @@ GatedGradients<double> before(const GatedCase& c, uint64_t seed) {
     return g;
 }
 
-GatedGradients<double> expected_gradients(const GatedCase& c, const GatedInput& in, GatedGradients<double> g) {
+GatedGradients<double> expected_gradients(const GatedCase& c, const GatedInput& in,
+                                          GatedGradients<double> g) {
     const MambaShape& s = c.shape;
     make_cpu_backend(DType::f64, 0)
         ->run(GatedNormBackward{.shape = s,
@@ -82,8 +83,8 @@ void check(Backend& gpu, const GatedCase& c, const GatedInput& in) {
     const auto start = before(c, 7);
     const auto expected = expected_gradients(c, in, start);
     const auto actual = device_gradients(gpu, c, in, start);
-    INFO("heads " << c.shape.heads << " head_dim " << c.shape.head_dim << " groups " << c.shape.groups << " rows "
-                  << c.rows());
+    INFO("heads " << c.shape.heads << " head_dim " << c.shape.head_dim << " groups " << c.shape.groups
+                  << " rows " << c.rows());
     // Beside the rounding: dq is a difference of terms of up to 20 and a gate is off by up to 16 * 2^-24 of
     // itself; both are multiplied by y and z of up to 12.
     CHECK(rounding_share(actual.d_y, expected.d_y, 1e-5) <= 1);
@@ -134,7 +135,8 @@ TEST_CASE("GPU: the gated norm's gradient stays finite where the gate is far out
     auto in = random_input(c, 4);
     for (size_t i = 0; i < in.zxbcdt.size(); ++i) in.zxbcdt[i] = i % 2 ? 900 : -900;
     check(*gpu, c, in);
-    in.zxbcdt.assign(in.zxbcdt.size(), 0);  // q = 0: eps alone keeps the root, and d_z is 316 times dq * y / 2
+    in.zxbcdt.assign(in.zxbcdt.size(),
+                     0);  // q = 0: eps alone keeps the root, and d_z is 316 times dq * y / 2
     const auto start = before(c, 7);
     const auto expected = expected_gradients(c, in, start);
     const auto actual = device_gradients(*gpu, c, in, start);

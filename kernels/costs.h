@@ -77,6 +77,14 @@ inline Cost cost(const ConvForward& args) {
                                          args.final_state)};
 }
 
+// Of zxbcdt only the x|B|C part is read, of its gradient that part written; sums are read and written.
+inline Cost cost(const ConvBackward& args) {
+    return {.bytes = 2 * costs::bytes_of_columns(args.zxbcdt, args.shape.conv_channels()) +
+                     costs::bytes_of_all(args.weight, args.bias, args.document, args.initial_state,
+                                         args.d_xbc, args.d_weight, args.d_weight, args.d_bias, args.d_bias,
+                                         args.d_initial_state)};
+}
+
 // Per token of the chunked algorithm with chunks of Q: states and their use 4 H P N; inside a chunk the
 // causal half of C B^T, (Q + 1) G N, and of its product with x, (Q + 1) H P. The states between chunks could
 // stay on the chip.
@@ -95,6 +103,13 @@ inline Cost cost(const SsdForward& args) {
 inline Cost cost(const GatedNormForward& args) {
     return {.bytes = costs::bytes_of_columns(args.zxbcdt, args.shape.inner()) +
                      costs::bytes_of_all(args.y, args.weight, args.out)};
+}
+
+// Of zxbcdt only the z part is read, of its gradient that part written.
+inline Cost cost(const GatedNormBackward& args) {
+    return {.bytes =
+                2 * costs::bytes_of_columns(args.zxbcdt, args.shape.inner()) +
+                costs::bytes_of_all(args.y, args.weight, args.d_out, args.d_y, args.d_weight, args.d_weight)};
 }
 
 // The causal half of q k^T and of its product with v; documents would make it less.

@@ -52,6 +52,8 @@ Operations gpu_operations() {
         add_rms_norm(list, model, four);
         add_conv(list, model, four);
         add_gated_norm(list, model, four);
+        add_conv_backward(list, model, four);
+        add_gated_norm_backward(list, model, four);
         add_squared_relu(list, model, four);
     }
     add_add(list, small, four);
@@ -79,6 +81,8 @@ Operations cpu_operations() {
     add_rms_norm(list, model, batch);
     add_conv(list, model, batch);
     add_gated_norm(list, model, batch);
+    add_conv_backward(list, model, batch);
+    add_gated_norm_backward(list, model, batch);
     add_squared_relu(list, model, batch);
     add_add(list, model, batch);
     add_column_sums(list, model, batch);

@@ -41,6 +41,8 @@ void add_column_sums(Operations& list, const ModelSizes& model, Batch batch);
 void add_conv(Operations& list, const ModelSizes& model, Batch batch);
 void add_ssd(Operations& list, const ModelSizes& model, Batch batch);
 void add_gated_norm(Operations& list, const ModelSizes& model, Batch batch);
+void add_conv_backward(Operations& list, const ModelSizes& model, Batch batch);
+void add_gated_norm_backward(Operations& list, const ModelSizes& model, Batch batch);
 void add_attention(Operations& list, const ModelSizes& model, Batch batch);
 void add_embedding_backward(Operations& list, const ModelSizes& model, Batch batch);
 void add_rms_norm_backward(Operations& list, const ModelSizes& model, Batch batch);

@@ -17,7 +17,6 @@ void run(const Context&, const GatedNormBackward&) { missing("GatedNormBackward"
 void run(const Context&, const FeatureLoss&) { missing("FeatureLoss"); }
 void run(const Context&, const GradientNorms&) { missing("GradientNorms"); }
 void run(const Context&, const AdamW&) { missing("AdamW"); }
-void run(const Context&, Products&, const LinearBackward&) { missing("LinearBackward"); }
 void run(const Context&, Attention&, const AttentionBackward&) { missing("AttentionBackward"); }
 void run(const Context&, Products&, const VocabularyLoss&) { missing("VocabularyLoss"); }
 int64_t scratch_bytes(const EmbeddingBackward&) { return 0; }

@@ -18,14 +18,12 @@ void run(const Context&, const FeatureLoss&) { missing("FeatureLoss"); }
 void run(const Context&, const GradientNorms&) { missing("GradientNorms"); }
 void run(const Context&, const AdamW&) { missing("AdamW"); }
 void run(const Context&, Attention&, const AttentionBackward&) { missing("AttentionBackward"); }
-void run(const Context&, Products&, const VocabularyLoss&) { missing("VocabularyLoss"); }
 int64_t scratch_bytes(const EmbeddingBackward&) { return 0; }
 int64_t scratch_bytes(const RmsNormBackward&) { return 0; }
 int64_t scratch_bytes(const ConvBackward&) { return 0; }
 int64_t scratch_bytes(const SsdBackward&) { return 0; }
 int64_t scratch_bytes(const GatedNormBackward&) { return 0; }
 int64_t scratch_bytes(const AttentionBackward&) { return 0; }
-int64_t scratch_bytes(const VocabularyLoss&) { return 0; }
 int64_t scratch_bytes(const GradientNorms&) { return 0; }
 int64_t scratch_bytes(const AdamW&) { return 0; }
 

@@ -58,6 +58,8 @@ Operations gpu_operations() {
     add_column_sums(list, small, four);
     add_compare_logits(list, small, one.rows(), 0);
     add_compare_logits(list, small, one.rows(), 1);
+    for (const ModelSizes& model : {small, large}) add_product_gradients(list, model, one);
+    add_vocabulary_loss(list, small, one.rows());
     return list;
 }
 
@@ -77,6 +79,8 @@ Operations cpu_operations() {
     add_column_sums(list, model, batch);
     add_compare_logits(list, model, batch.rows(), 0);
     add_compare_logits(list, model, batch.rows(), 1);
+    add_product_gradients(list, model, batch);
+    add_vocabulary_loss(list, model, batch.rows());
     return list;
 }
 

@@ -62,6 +62,22 @@ inline Cost cost(const LinearForward& args) {
             .flops = costs::product_flops(args.x.rows(), args.x.columns(), args.weight.size(0))};
 }
 
+// One product for each gradient; what accumulates is read too.
+inline Cost cost(const LinearBackward& args) {
+    Cost all{.bytes = costs::bytes_of_all(args.d_out)};
+    const int64_t rows = args.d_out.rows(), outputs = args.d_out.columns();
+    if (args.d_x) {
+        all.bytes += costs::bytes_of_all(args.weight, args.d_x);
+        if (args.d_x_accumulates) all.bytes += costs::bytes_of_all(args.d_x);
+        all.flops += costs::product_flops(rows, outputs, args.d_x.columns());
+    }
+    if (args.d_weight) {
+        all.bytes += costs::bytes_of_all(args.x, args.d_weight, args.d_weight);
+        all.flops += costs::product_flops(outputs, rows, args.d_weight.columns());
+    }
+    return all;
+}
+
 inline Cost cost(const SquaredReluForward& args) { return {.bytes = costs::bytes_of_all(args.x, args.out)}; }
 
 inline Cost cost(const SquaredReluBackward& args) {
@@ -142,6 +158,23 @@ inline Cost cost(const CompareLogits& args) {
 inline Cost cost(const FeatureLoss& args) {
     return {.bytes = costs::bytes_of_all(args.student, args.teacher, args.targets, args.value, args.d_student,
                                          args.d_student)};
+}
+
+// One product a model and one for each gradient. Neither logits nor their gradient need be stored.
+inline Cost cost(const VocabularyLoss& args) {
+    const auto product = [](const LmHead& lm) {
+        return costs::product_flops(lm.hidden.size(0), lm.hidden.size(1), lm.head.size(0));
+    };
+    Cost all{.bytes = costs::bytes_of_all(args.student.hidden, args.student.head, args.targets, args.ce,
+                                          args.kl, args.reverse_kl, args.d_hidden, args.d_head, args.d_head),
+             .flops = product(args.student)};
+    if (args.teacher.head) {
+        all.bytes += costs::bytes_of_all(args.teacher.hidden, args.teacher.head);
+        all.flops += product(args.teacher);
+    }
+    if (args.d_hidden) all.flops += product(args.student);
+    if (args.d_head) all.flops += product(args.student);
+    return all;
 }
 
 inline Cost cost(const AbsoluteColumnSums& args) { return {.bytes = costs::bytes_of_all(args.x, args.out)}; }

@@ -67,6 +67,8 @@ Operations gpu_operations() {
         add_feature_loss(list, model, four);
     }
     add_optimizer(list, small);
+    for (const ModelSizes& model : {small, large}) add_product_gradients(list, model, one);
+    add_vocabulary_loss(list, small, one.rows());
     return list;
 }
 
@@ -93,6 +95,8 @@ Operations cpu_operations() {
     add_squared_relu_backward(list, model, batch);
     add_feature_loss(list, model, batch);
     add_optimizer(list, model);
+    add_product_gradients(list, model, batch);
+    add_vocabulary_loss(list, model, batch.rows());
     return list;
 }
 

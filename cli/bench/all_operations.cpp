@@ -47,6 +47,9 @@ Operations gpu_operations() {
     add_ssd(list, large, one);
     add_ssd(list, small, four);
     add_ssd(list, small, long_one);
+    add_ssd_backward(list, small, one);
+    add_ssd_backward(list, large, one);
+    add_ssd_backward(list, small, four);
     add_attention(list, small, one);
     for (const ModelSizes& model : {small, large}) {
         add_rms_norm(list, model, four);
@@ -79,6 +82,7 @@ Operations cpu_operations() {
     add_embedding(list, model, batch);
     add_products(list, model, batch);
     add_ssd(list, model, batch);
+    add_ssd_backward(list, model, batch);
     add_attention(list, model, batch);
     add_rms_norm(list, model, batch);
     add_conv(list, model, batch);

@@ -1,10 +1,10 @@
 // The selective scan, backward: which path, scratch memory, tensor maps, launches.
 //
 // At the 8B shape (B 1, T 8192, H 128, P 64, G 8, N 128) the least traffic is x|B|C and dy in, dx|dB|dC out:
-// 168 + 134 + 168 MB, and the states entering chunks, 268 MB: 0.74 GB. This path moves 1.9 GB: it takes one
-// kernel for the states' gradients (dy and the states in, both states out as bf16: 0.67 GB), one over heads
-// (x, dy, dS in, dx and terms of d delta out: 0.59 GB), one over groups (x, dy and both states in: 0.60 GB).
-// The arithmetic with chunks of 128 tokens is T H (2 * 6 P N + 2 * 1.5 * 128 P) = 132 GFLOP.
+// 168 + 134 + 168 MB, and the states entering chunks, 268 MB: 0.74 GB. This path moves 1.7 GB: the states'
+// gradients are walked back (dy in, dS out as bf16: 0.27 GB), then come a kernel over heads (x, dy, dS in, dx
+// and terms of d delta out: 0.59 GB) and two over groups of heads (x and dS for dB, 0.27 GB; dy, states and dS
+// for dC, 0.54 GB). The arithmetic with chunks of 128 tokens is T H (2 * 5 P N + 2 * 2 * 96 P) = 106 GFLOP.
 #include <algorithm>
 
 #include "kernels/cuda/operations.h"
@@ -146,11 +146,17 @@ void launch(const Context& context, Kernel* kernel, int64_t blocks, int threads,
 template <int kP, int kN>
 void launch_products(const Context& context, const Maps& maps, const Arguments& args) {
     using namespace ssd_backward;
-    launch(context, walk_states<kP, kN>, args.batch * args.heads * (kN / 64), StatesLayout<kP, 3>::kThreads,
-           StatesLayout<kP, 3>::kBytes, maps, args);
+    // Where there is one block a multiprocessor it looks further ahead.
+    const int64_t walks = args.batch * args.heads * args.column_slices;
+    using Deep = StatesLayout<kP, kN, 4>;
+    using Flat = StatesLayout<kP, kN, 2>;
+    if (walks <= context.multiprocessors)
+        launch(context, walk_states<kP, kN, 4>, walks, Deep::kThreads, Deep::kBytes, maps, args);
+    else
+        launch(context, walk_states<kP, kN, 2>, walks, Flat::kThreads, Flat::kBytes, maps, args);
     const int64_t groups = args.batch * args.chunks * args.groups;
     launch(context, args.marks ? take_heads<kP, kN, true> : take_heads<kP, kN, false>, groups * args.slices,
-           256, HeadsLayout<kP, kN>::kBytes, maps, args);
+           384, HeadsLayout<kP, kN>::kBytes, maps, args);
     launch(context, take_b<kP, kN>, groups * args.column_slices, 256, BLayout<kP, kN>::kBytes, maps, args);
     launch(context, take_c<kP, kN>, groups * args.column_slices, CLayout<kP, kN>::kThreads,
            CLayout<kP, kN>::kBytes, maps, args);

@@ -8,38 +8,41 @@
 
 namespace minipuzzle::cuda::ssd_backward {
 
-// A block has eight warps: four times 16 columns of the state, twice half its rows.
-template <int kP, int kHowMany>
+// A block takes up to 128 columns of the state, a warp 16 of them and half the rows.
+template <int kP, int kN, int kHowMany>
 struct StatesLayout {
     using X = XTiles<kP>;
-    static constexpr int kStages = kHowMany, kThreads = 256;
+    static constexpr int kColumns = kN < 128 ? kN : 128, kBlocks = kColumns / 64;
+    static constexpr int kColumnWarps = kColumns / 16, kWarps = 2 * kColumnWarps, kThreads = kWarps * 32;
     static constexpr int kTiles = (kP / 16 + 1) / 2;  // of 16 rows a warp has at most
-    static constexpr int kC = X::kBytes, kStageBytes = kC + kBlockBytes;
+    static constexpr int kStages = kHowMany;
+    static constexpr int kC = X::kBytes, kStageBytes = kC + kBlocks * kBlockBytes;
     static constexpr int kSteps = kStages * kStageBytes;
     static constexpr int kBarriers = kSteps + kStages * kRowBytes;
-    static constexpr int kBytes = kBarriers + kStages * 8;
+    static constexpr int kCounters = kBarriers + kStages * 8;
+    static constexpr int kBytes = kCounters + kStages * 4;
+    static_assert(kBytes <= 232448);
 };
 
 template <int kP, int kN, int kHowMany>
 struct StatesWarp {
-    using L = StatesLayout<kP, kHowMany>;
+    using L = StatesLayout<kP, kN, kHowMany>;
     using X = XTiles<kP>;
     const Maps& maps;
     const Arguments& args;
     unsigned char* memory;
     uint32_t shared;
-    int sequence, head, column_block, warp_column, first_tile, tiles, lane;
+    int sequence, head, slice, warp_column, first_tile, tiles, lane;
 
     __device__ StatesWarp(const Maps& of_maps, const Arguments& of_args, unsigned char* of_memory)
         : maps(of_maps), args(of_args), memory(of_memory), shared(sm90::shared_address(of_memory)) {
-        constexpr int kBlocks = kN / 64;
-        column_block = blockIdx.x % kBlocks, head = blockIdx.x / kBlocks % args.heads;
-        sequence = blockIdx.x / kBlocks / args.heads;
+        slice = blockIdx.x % args.column_slices, head = blockIdx.x / args.column_slices % args.heads;
+        sequence = blockIdx.x / args.column_slices / args.heads;
         const int warp = threadIdx.x / 32;
         lane = threadIdx.x % 32;
-        warp_column = warp % 4 * 16;
-        first_tile = warp / 4 * L::kTiles;
-        tiles = warp < 4 ? L::kTiles : kP / 16 - L::kTiles;
+        warp_column = warp % L::kColumnWarps * 16;
+        first_tile = warp / L::kColumnWarps * L::kTiles;
+        tiles = first_tile == 0 ? L::kTiles : kP / 16 - L::kTiles;
     }
     // Blocks of 16 rows, in each two rows a lane: f(tile, half).
     template <class F>
@@ -52,7 +55,7 @@ struct StatesWarp {
     // columns and gives the other to its neighbour, so that each holds four in a row.
     __device__ int offset(int m, int half) const {
         const int row = (first_tile + m) * 16 + lane / 4 + 8 * half;
-        return row * kN + column_block * 64 + warp_column + lane % 2 * 8 + lane % 4 / 2 * 4;
+        return row * kN + slice * L::kColumns + warp_column + lane % 2 * 8 + lane % 4 / 2 * 4;
     }
     __device__ float4 exchange(const float (&sum)[2][4], int half) const {
         const bool odd = lane % 2;
@@ -83,8 +86,9 @@ struct StatesWarp {
         const int chunk = args.chunks - 1 - i, row = chunk * kChunk, group = head / args.heads_per_group;
         sm90::barrier_expect(full(i), L::kStageBytes + kRowBytes);
         X::load(stage(i), maps.d_y, maps.d_y_rest, full(i), row, head, sequence);
-        sm90::copy_box_in(stage(i) + L::kC, maps.bc, full(i), 0, row, group * (kN / 64) + column_block, 1,
-                          sequence);
+        for (int block = 0; block < L::kBlocks; ++block)
+            sm90::copy_box_in(stage(i) + L::kC + block * kBlockBytes, maps.bc, full(i), 0, row,
+                              group * (kN / 64) + slice * L::kBlocks + block, 1, sequence);
         const int64_t steps = (static_cast<int64_t>(sequence) * args.heads + head) * args.chunks + chunk;
         sm90::copy_in(shared + L::kSteps + i % L::kStages * kRowBytes,
                       args.steps + (steps * kStepRows + kEntry) * kChunk, kRowBytes, full(i));
@@ -102,7 +106,8 @@ struct StatesWarp {
     // sum += sum_i dy_i (outer) e^{s_i} C_i
     __device__ void add_chunk(float (&sum)[L::kTiles][2][4], uint32_t place, const float* entry) const {
         const uint32_t c_at =
-            place + L::kC + sm90::swizzled<sm90::Swizzle::b128>(lane % 16, warp_column / 8 + lane / 16);
+            place + L::kC + warp_column / 64 * kBlockBytes +
+            sm90::swizzled<sm90::Swizzle::b128>(lane % 16, warp_column % 64 / 8 + lane / 16);
 #pragma unroll
         for (int k = 0; k < kChunk / 16; ++k) {
             uint32_t c[4];
@@ -141,21 +146,29 @@ struct StatesWarp {
 #pragma unroll
                 for (float& value : columns) value *= carry;
         add_chunk(sum, stage(i), entry);
-        __syncthreads();
-        if (threadIdx.x == 0 && i + L::kStages < args.chunks) load(i + L::kStages);
+        // The warp that is last to have read a stage refills it.
+        __syncwarp();
+        if (lane == 0) {
+            const uint32_t before = sm90::count_up(shared + L::kCounters + i % L::kStages * 4);
+            if (before % L::kWarps == L::kWarps - 1 && i + L::kStages < args.chunks) load(i + L::kStages);
+        }
+        __syncwarp();
     }
 };
 
-// One block: one head of one sequence, 64 columns of the state. grid B * H * (N / 64), 256 threads.
-template <int kP, int kN, int kHowMany = 3>
-__global__ void __launch_bounds__(256, 2)
+// grid B * H * column slices.
+template <int kP, int kN, int kHowMany>
+__global__ void __launch_bounds__((StatesLayout<kP, kN, kHowMany>::kThreads), 1)
     walk_states(const __grid_constant__ Maps maps, const __grid_constant__ Arguments args) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-    using L = StatesLayout<kP, kHowMany>;
+    using L = StatesLayout<kP, kN, kHowMany>;
     extern __shared__ __align__(1024) unsigned char memory[];
     const StatesWarp<kP, kN, kHowMany> w(maps, args, memory);
     if (threadIdx.x == 0) {
-        for (int i = 0; i < L::kStages; ++i) sm90::barrier_init(w.full(i), 1);
+        for (int i = 0; i < L::kStages; ++i) {
+            sm90::barrier_init(w.full(i), 1);
+            asm volatile("st.shared.u32 [%0], 0;" ::"r"(w.shared + L::kCounters + 4 * i) : "memory");
+        }
         sm90::fence_barrier_init();
         for (int i = 0; i < L::kStages && i < args.chunks; ++i) w.load(i);
     }

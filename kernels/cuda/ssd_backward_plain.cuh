@@ -53,6 +53,7 @@ struct Params {
     int state_pitch;                // of rows of entering and leaving: a multiple of 8
     int column_tiles;               // the state in tiles of the widths that column_tile() gives
     int channel_tiles, tile_width;  // of a head's channels; the width is a multiple of 16, at most 64
+    int stages;                     // of loads in shared memory, set where a kernel is launched
     float dt_min, dt_max;
     bool x_aligned, bc_aligned, d_y_aligned, d_x_aligned, d_bc_aligned;  // rows begin on 16 bytes
 
@@ -186,6 +187,12 @@ void walk_states(const Context& context, const Params& p);
 void take_pairs(const Context& context, const Params& p);
 void take_shared(const Context& context, const Params& p);
 void finish(const Context& context, const Params& p);
+
+// Whether two blocks of this much shared memory fit a multiprocessor, which has a little more than a block
+// may take.
+inline bool two_stages_fit(const Context& context, int bytes) {
+    return 2 * (bytes + 1024) <= context.shared_memory_per_block + 1024;
+}
 
 // Blocks of `threads` threads with `shared` bytes of dynamic shared memory.
 template <class Kernel>

@@ -14,8 +14,9 @@
 namespace minipuzzle::cuda::ssd_backward {
 namespace {
 
-constexpr int kThreads = 256;  // 4 warps down the tokens, 2 across
-constexpr int kTiles = 4;      // of 8 columns, per warp, of a result of kStep columns
+constexpr int kThreads = 256;      // 4 warps down the tokens, 2 across
+constexpr uint32_t kOne = 0x3f80;  // of bf16
+constexpr int kTiles = 4;          // of 8 columns, per warp, of a result of kStep columns
 
 // One stage holds what a head needs; with two, the next head's comes while this one is computed. C lies in
 // the last stage until the first head that goes there.
@@ -120,16 +121,19 @@ __device__ __forceinline__ void weigh_pairs(const float (&gram)[kTiles][4], cons
 // The warp's part of `within`: (L W) for its rows k and columns j, added up over j < k, per row.
 __device__ __forceinline__ void sum_paths(float (&within)[2], uint32_t paths, const WarpPlace& at) {
     float sums[kTiles][4] = {};
+    // L's block on the diagonal has ones where the column is not before the row.
+    uint32_t upper[4];
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+        const int column = at.lane % 4 * 2 + r / 2 * 8, row = at.lane / 4 + r % 2 * 8;
+        upper[r] = (column >= row ? kOne : 0) | (column + 1 >= row ? kOne << 16 : 0);
+    }
 #pragma unroll
     for (int k = 0; k < kStep; k += 16) {
         if (k < at.row) continue;
-        // Ones where the column (i) is not before the row (k).
         uint32_t ones[4];
 #pragma unroll
-        for (int r = 0; r < 4; ++r) {
-            const int i = k + at.lane % 4 * 2 + r / 2 * 8, row = at.i(r % 2);
-            ones[r] = (i >= row ? 0x3f80u : 0u) | (i + 1 >= row ? 0x3f800000u : 0u);
-        }
+        for (int r = 0; r < 4; ++r) ones[r] = k == at.row ? upper[r] : kOne | kOne << 16;
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
             const int column = at.half * 32 + n * 16;
@@ -147,7 +151,7 @@ __device__ __forceinline__ void sum_paths(float (&within)[2], uint32_t paths, co
 }
 
 // The copies of one block.
-template <int kWidth, int kState>
+template <int kWidth, int kState, bool kAligned>
 struct Loads {
     using L = Layout<kWidth, kState>;
     const Params& p;
@@ -158,22 +162,24 @@ struct Loads {
     __device__ int channels(int tile) const { return min(p.tile_width, p.head_dim - tile * p.tile_width); }
     // One part of B or C.
     __device__ __forceinline__ void part(uint32_t to, int64_t offset, int part) const {
-        load_tile<kStep, kState / 8>(
+        load_tile<kStep, kState / 8, kThreads>(
             to, {rows + offset + int64_t{place.group} * p.state + part * kState, p.conv_channels, range.count,
-                 p.state - part * kState, p.bc_aligned});
+                 p.state - part * kState, kAligned || p.bc_aligned});
     }
     __device__ __forceinline__ void x(uint32_t stage, int head, int tile) const {
         const int64_t from = int64_t{head} * p.head_dim + tile * p.tile_width;
-        load_tile<kStep, kWidth / 8>(
-            stage + L::kX, {rows + from, p.conv_channels, range.count, channels(tile), p.x_aligned});
-        load_tile<kStep, kWidth / 8>(stage + L::kDy, {p.d_y + place.token * p.inner + from, p.inner,
-                                                      range.count, channels(tile), p.d_y_aligned});
+        load_tile<kStep, kWidth / 8, kThreads>(stage + L::kX, {rows + from, p.conv_channels, range.count,
+                                                               channels(tile), kAligned || p.x_aligned});
+        load_tile<kStep, kWidth / 8, kThreads>(
+            stage + L::kDy, {p.d_y + place.token * p.inner + from, p.inner, range.count, channels(tile),
+                             kAligned || p.d_y_aligned});
     }
     __device__ __forceinline__ void leaving(uint32_t stage, int head, int tile, int part) const {
         const int64_t from = (place.at_step * p.heads + head) * p.head_elements() +
                              int64_t{tile} * p.tile_width * p.state_pitch + part * kState;
-        load_tile<kWidth, kState / 8>(stage + L::kLeaving, {p.leaving + from, p.state_pitch, channels(tile),
-                                                            p.state_pitch - part * kState, true});
+        load_tile<kWidth, kState / 8, kThreads>(
+            stage + L::kLeaving,
+            {p.leaving + from, p.state_pitch, channels(tile), p.state_pitch - part * kState, true});
     }
     // What of a head is loaded before it is begun.
     __device__ __forceinline__ void head(uint32_t stage, int head, bool stays) const {
@@ -283,7 +289,8 @@ __device__ __forceinline__ void write_sums(PairSums& to, const RowSums& sums, co
     }
 }
 
-template <int kWidth, int kState>
+// kAligned: all rows begin on 16 bytes.
+template <int kWidth, int kState, bool kAligned>
 __global__ void __launch_bounds__(kThreads, 2) pairs_kernel(const Params p) {
     using L = Layout<kWidth, kState>;
     extern __shared__ __align__(128) unsigned char shared[];
@@ -294,7 +301,7 @@ __global__ void __launch_bounds__(kThreads, 2) pairs_kernel(const Params p) {
     const Place place(p);
     const StepRange range(p, place.step);
     const WarpPlace at;
-    const Loads<kWidth, kState> load{p, place, range, p.xbc + place.token * p.conv_channels};
+    const Loads<kWidth, kState, kAligned> load{p, place, range, p.xbc + place.token * p.conv_channels};
     const int parts = (p.state + kState - 1) / kState;
     const bool one_tile = p.channel_tiles == 1, stays = one_tile && parts == 1;
     int32_t* marks = nullptr;
@@ -361,7 +368,7 @@ __global__ void __launch_bounds__(kThreads, 2) pairs_kernel(const Params p) {
             write_d_x<kWidth>(u, of_rows, of_head + L::kX, of_head + L::kDy, values, p.d[head], at);
             if (tile == p.channel_tiles - 1) write_sums(sums[at.half], of_rows, values, at);
             __syncthreads();
-            store_tile<kWidth / 8>(
+            store_tile<kWidth / 8, kThreads>(
                 p.d_xbc + place.token * p.conv_channels + int64_t{head} * p.head_dim + tile * p.tile_width,
                 p.conv_channels, of_head + L::kX, range.count, load.channels(tile), p.d_x_aligned);
         }
@@ -380,12 +387,12 @@ __global__ void __launch_bounds__(kThreads, 2) pairs_kernel(const Params p) {
 }
 static_assert(sizeof(PairSums) == 4 * kThreads);
 
-template <int kWidth, int kState>
+template <int kWidth, int kState, bool kAligned = true>
 void launch(const Context& context, Params p) {
     using L = Layout<kWidth, kState>;
     p.stages = p.channel_tiles == 1 && p.state <= kState && two_stages_fit(context, L::bytes(2)) ? 2 : 1;
-    launch(context, pairs_kernel<kWidth, kState>, p.batch * p.steps * p.groups, kThreads, L::bytes(p.stages),
-           p);
+    launch(context, pairs_kernel<kWidth, kState, kAligned>, p.batch * p.steps * p.groups, kThreads,
+           L::bytes(p.stages), p);
 }
 template <int kState>
 void launch(const Context& context, const Params& p) {
@@ -395,7 +402,9 @@ void launch(const Context& context, const Params& p) {
 }  // namespace
 
 void take_pairs(const Context& context, const Params& p) {
-    if (p.state <= 32)
+    if (!p.all_aligned())
+        launch<64, 128, false>(context, p);
+    else if (p.state <= 32)
         launch<32>(context, p);
     else if (p.state <= 64)
         launch<64>(context, p);

@@ -135,7 +135,8 @@ __device__ __forceinline__ void write_result(unsigned char* to, const Result<kCo
                 pack_bf16(result[n][2 * r], result[n][2 * r + 1]);
 }
 
-template <int kWidth, int kColumns>
+// kAligned: all rows begin on 16 bytes.
+template <int kWidth, int kColumns, bool kAligned>
 __global__ void __launch_bounds__(kThreads, 2) shared_kernel(const Params p) {
     using L = Layout<kWidth, kColumns>;
     extern __shared__ __align__(128) unsigned char shared[];
@@ -159,19 +160,23 @@ __global__ void __launch_bounds__(kThreads, 2) shared_kernel(const Params p) {
         const int64_t x_at = int64_t{head} * p.head_dim + channel;
         const int64_t state_at = at_head * p.head_elements() + int64_t{channel} * p.state_pitch + column;
         load_values(to + L::kValues, p.values[at_head]);
-        load_tile<kStep, kWidth / 8>(to + L::kX,
-                                     {rows + x_at, p.conv_channels, range.count, channels, p.x_aligned});
-        load_tile<kStep, kWidth / 8>(to + L::kDy, {p.d_y + place.token * p.inner + x_at, p.inner, range.count,
-                                                   channels, p.d_y_aligned});
-        load_tile<kWidth, kColumns / 8>(
+        load_tile<kStep, kWidth / 8, kThreads>(
+            to + L::kX, {rows + x_at, p.conv_channels, range.count, channels, kAligned || p.x_aligned});
+        load_tile<kStep, kWidth / 8, kThreads>(
+            to + L::kDy, {p.d_y + place.token * p.inner + x_at, p.inner, range.count, channels,
+                          kAligned || p.d_y_aligned});
+        load_tile<kWidth, kColumns / 8, kThreads>(
             to + L::kLeaving, {p.leaving + state_at, p.state_pitch, channels, p.state_pitch - column, true});
-        load_tile<kWidth, kColumns / 8>(to + L::kEntering, {p.entering + state_at, p.state_pitch, channels,
-                                                            p.state_pitch - column, true});
+        load_tile<kWidth, kColumns / 8, kThreads>(
+            to + L::kEntering,
+            {p.entering + state_at, p.state_pitch, channels, p.state_pitch - column, true});
     };
-    load_tile<kStep, kColumns / 8>(
-        b_rows, {rows + p.b_offset + of_group, p.conv_channels, range.count, p.state - column, p.bc_aligned});
-    load_tile<kStep, kColumns / 8>(
-        c_rows, {rows + p.c_offset + of_group, p.conv_channels, range.count, p.state - column, p.bc_aligned});
+    load_tile<kStep, kColumns / 8, kThreads>(
+        b_rows, {rows + p.b_offset + of_group, p.conv_channels, range.count, p.state - column,
+                 kAligned || p.bc_aligned});
+    load_tile<kStep, kColumns / 8, kThreads>(
+        c_rows, {rows + p.c_offset + of_group, p.conv_channels, range.count, p.state - column,
+                 kAligned || p.bc_aligned});
     load(0);
 
     const int tiles = p.heads_per_group * p.channel_tiles;
@@ -215,7 +220,7 @@ __global__ void __launch_bounds__(kThreads, 2) shared_kernel(const Params p) {
     }
 
     __syncthreads();
-    load_tile<kStep, kStep / 8>(
+    load_tile<kStep, kStep / 8, kThreads>(
         base,
         {p.d_scores + (place.at_step * p.groups + place.group) * (kStep * kStep), kStep, kStep, kStep, true});
     wait_for_tiles();
@@ -226,27 +231,32 @@ __global__ void __launch_bounds__(kThreads, 2) shared_kernel(const Params p) {
     write_result<kColumns>(rest + L::kC, d_c, at);
     __syncthreads();
     uint16_t* out = p.d_xbc + place.token * p.conv_channels + of_group;
-    store_tile<kColumns / 8>(out + p.b_offset, p.conv_channels, rest + L::kB, range.count, p.state - column,
-                             p.d_bc_aligned);
-    store_tile<kColumns / 8>(out + p.c_offset, p.conv_channels, rest + L::kC, range.count, p.state - column,
-                             p.d_bc_aligned);
+    store_tile<kColumns / 8, kThreads>(out + p.b_offset, p.conv_channels, rest + L::kB, range.count,
+                                       p.state - column, p.d_bc_aligned);
+    store_tile<kColumns / 8, kThreads>(out + p.c_offset, p.conv_channels, rest + L::kC, range.count,
+                                       p.state - column, p.d_bc_aligned);
 }
 
-template <int kWidth, int kColumns>
+template <int kWidth, int kColumns, bool kAligned = true>
 void launch(const Context& context, Params p) {
     using L = Layout<kWidth, kColumns>;
     p.stages = two_stages_fit(context, L::bytes(2)) ? 2 : 1;
-    launch(context, shared_kernel<kWidth, kColumns>, p.batch * p.steps * p.groups * p.column_tiles, kThreads,
-           L::bytes(p.stages), p);
+    launch(context, shared_kernel<kWidth, kColumns, kAligned>, p.batch * p.steps * p.groups * p.column_tiles,
+           kThreads, L::bytes(p.stages), p);
+}
+
+template <int kColumns>
+void launch(const Context& context, const Params& p) {
+    if (!p.all_aligned())
+        launch<64, kColumns, false>(context, p);
+    else
+        p.tile_width <= 32 ? launch<32, kColumns>(context, p) : launch<64, kColumns>(context, p);
 }
 
 }  // namespace
 
 void take_shared(const Context& context, const Params& p) {
-    if (column_tile(p.state) == 32)
-        p.tile_width <= 32 ? launch<32, 32>(context, p) : launch<64, 32>(context, p);
-    else
-        p.tile_width <= 32 ? launch<32, 64>(context, p) : launch<64, 64>(context, p);
+    column_tile(p.state) == 32 ? launch<32>(context, p) : launch<64>(context, p);
 }
 
 }  // namespace minipuzzle::cuda::ssd_backward

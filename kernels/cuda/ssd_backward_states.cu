@@ -18,17 +18,24 @@ __host__ __device__ constexpr int stage_bytes() {
     return kStep * (v_pitch(kWidth) + v_pitch(kColumns)) + static_cast<int>(sizeof(StepValues));
 }
 
-// Calls use(state element, its row, its column) for what exists of the warp's part.
+// A warp's part of a state: 16 rows from `channel` on, of which those before `end` are its own, by kColumns
+// columns.
+struct Part {
+    int channel, end, column;
+};
+
+// Calls use(state element, its offset inside the head's [P, N]) for what exists of the warp's part.
 template <int kColumns, class Use>
 __device__ __forceinline__ void for_each_element(float (&state)[kColumns / 8][4], const Params& p,
-                                                 int channel, int column, Use use) {
+                                                 const Part& part, Use use) {
     const int lane = threadIdx.x % kWarp;
 #pragma unroll
     for (int n = 0; n < kColumns / 8; ++n)
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-            const int row = channel + lane / 4 + e / 2 * 8, at = column + n * 8 + lane % 4 * 2 + e % 2;
-            if (row < p.head_dim && at < p.state) use(state[n][e], int64_t{row} * p.state + at);
+            const int row = part.channel + lane / 4 + e / 2 * 8;
+            const int at = part.column + n * 8 + lane % 4 * 2 + e % 2;
+            if (row < part.end && at < p.state) use(state[n][e], int64_t{row} * p.state + at);
         }
 }
 
@@ -50,11 +57,11 @@ __device__ __forceinline__ void transpose_among_four(uint32_t (&value)[4]) {
 // Rounds the warp's part to bf16 and stores it, 16 bytes a lane.
 template <int kColumns>
 __device__ __forceinline__ void keep_state(const float (&state)[kColumns / 8][4], const Params& p,
-                                           uint16_t* to, int channel, int column) {
+                                           const Part& part, uint16_t* to) {
     const int lane = threadIdx.x % kWarp;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        const int row = channel + lane / 4 + half * 8;
+        const int row = part.channel + lane / 4 + half * 8;
 #pragma unroll
         for (int n = 0; n < kColumns / 8; n += 4) {
             uint32_t pairs[4];
@@ -62,8 +69,8 @@ __device__ __forceinline__ void keep_state(const float (&state)[kColumns / 8][4]
             for (int i = 0; i < 4; ++i)
                 pairs[i] = pack_bf16(state[n + i][2 * half], state[n + i][2 * half + 1]);
             transpose_among_four(pairs);
-            const int at = column + (n + lane % 4) * 8;
-            if (row < p.head_dim && at < p.state_pitch)
+            const int at = part.column + (n + lane % 4) * 8;
+            if (row < part.end && at < p.state_pitch)
                 *reinterpret_cast<uint4*>(to + int64_t{row} * p.state_pitch + at) =
                     make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
         }
@@ -120,7 +127,9 @@ __global__ void __launch_bounds__(kWidth * 2) walk_kernel(const Params p) {
     rest /= p.heads;
     const int chunk = reverse ? 0 : static_cast<int>(rest % p.chunks);
     const int64_t sequence = reverse ? rest : rest / p.chunks;
-    const int channel = first_channel + threadIdx.x / kWarp * 16;  // the warp's first
+    const int channels = min(p.tile_width, p.head_dim - first_channel);
+    const Part part{first_channel + static_cast<int>(threadIdx.x) / kWarp * 16, first_channel + channels,
+                    column};
 
     const int first = reverse ? p.steps - 1 : chunk * p.steps_per_chunk;
     const int steps = reverse ? p.steps : min(p.steps_per_chunk, p.steps - first);
@@ -136,10 +145,12 @@ __global__ void __launch_bounds__(kWidth * 2) walk_kernel(const Params p) {
         const StepRange range(p, step_of(n));
         const int64_t token = sequence * p.time + range.begin;
         const uint32_t to = shared_address(shared) + n % 2 * kStage;
-        load_tile<kStep, kWidth / 8>(to, {v_rows + token * v_row, v_row, range.count,
-                                          min(p.tile_width, p.head_dim - first_channel), v_aligned});
-        load_tile<kStep, kColumns / 8>(to + kW, {w_rows + token * p.conv_channels, p.conv_channels,
-                                                 range.count, p.state - column, p.bc_aligned});
+        load_tile<kStep, kWidth / 8, 2 * kWidth>(
+            to, {v_rows + token * v_row, v_row, range.count, min(p.tile_width, p.head_dim - first_channel),
+                 v_aligned});
+        load_tile<kStep, kColumns / 8, 2 * kWidth>(
+            to + kW,
+            {w_rows + token * p.conv_channels, p.conv_channels, range.count, p.state - column, p.bc_aligned});
         load_values(to + kValues, p.values[(sequence * p.steps + step_of(n)) * p.heads + head]);
         commit_copies();
     };
@@ -150,14 +161,12 @@ __global__ void __launch_bounds__(kWidth * 2) walk_kernel(const Params p) {
     const float* from = reverse ? p.d_final_state : p.chunk_states;
     if (from) {
         from += ((reverse ? sequence : sequence * p.chunks + chunk) * p.heads + head) * head_state;
-        for_each_element<kColumns>(state, p, channel, column,
-                                   [&](float& value, int64_t at) { value = from[at]; });
+        for_each_element<kColumns>(state, p, part, [&](float& value, int64_t at) { value = from[at]; });
     }
     uint16_t* kept = reverse ? p.leaving : p.entering;
     for (int n = 0; n < steps; ++n) {
-        keep_state<kColumns>(state, p,
-                             kept + ((sequence * p.steps + step_of(n)) * p.heads + head) * p.head_elements(),
-                             channel, column);
+        const int64_t at_head = (sequence * p.steps + step_of(n)) * p.heads + head;
+        keep_state<kColumns>(state, p, part, kept + at_head * p.head_elements());
         if (n >= moves) break;
         wait_for_copies<0>();
         __syncthreads();  // this step has come, and everyone is done with the one before it
@@ -169,15 +178,14 @@ __global__ void __launch_bounds__(kWidth * 2) walk_kernel(const Params p) {
     }
     if (reverse && p.d_initial_state) {
         float* to = p.d_initial_state + (sequence * p.heads + head) * head_state;
-        for_each_element<kColumns>(state, p, channel, column,
-                                   [&](float& value, int64_t at) { to[at] = value; });
+        for_each_element<kColumns>(state, p, part, [&](float& value, int64_t at) { to[at] = value; });
     }
 }
 
 template <int kWidth, int kColumns>
 void walk(const Context& context, const Params& p) {
     const int64_t walks = p.batch * p.heads * p.channel_tiles * p.column_tiles;
-    launch(context, walk_kernel<kWidth, kColumns>, walks * (1 + p.chunks), p.tile_width / 16 * kWarp,
+    launch(context, walk_kernel<kWidth, kColumns>, walks * (1 + p.chunks), kWidth / 16 * kWarp,
            2 * stage_bytes<kWidth, kColumns>(), p);
 }
 

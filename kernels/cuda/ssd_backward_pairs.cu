@@ -14,7 +14,11 @@
 namespace minipuzzle::cuda::ssd_backward {
 namespace {
 
-constexpr int kThreads = 256;      // 4 warps down the tokens, 2 across
+constexpr int kThreads = 256;  // 4 warps down the tokens, 2 across
+template <int kValue>
+struct Constant {
+    static constexpr int value = kValue;
+};
 constexpr uint32_t kOne = 0x3f80;  // of bf16
 constexpr int kTiles = 4;          // of 8 columns, per warp, of a result of kStep columns
 
@@ -56,6 +60,22 @@ struct WarpPlace {
     // The first of the lane's two columns in tile n of a result whose warps have `width` columns.
     __device__ int j(int n, int width) const { return half * width + n * 8 + lane % 4 * 2; }
 };
+
+// Calls use(a constant) with the warp's first row, so that the blocks it leaves out are known to the
+// compiler.
+template <class Use>
+__device__ __forceinline__ void with_row(int row, Use use) {
+    switch (row / 16) {
+        case 0:
+            return use(Constant<0>{});
+        case 1:
+            return use(Constant<16>{});
+        case 2:
+            return use(Constant<32>{});
+        default:
+            return use(Constant<48>{});
+    }
+}
 
 // result += left right^T over kDepth columns of both, blocks on and below the diagonal only.
 template <int kDepth>
@@ -128,21 +148,23 @@ __device__ __forceinline__ void sum_paths(float (&within)[2], uint32_t paths, co
         const int column = at.lane % 4 * 2 + r / 2 * 8, row = at.lane / 4 + r % 2 * 8;
         upper[r] = (column >= row ? kOne : 0) | (column + 1 >= row ? kOne << 16 : 0);
     }
+    with_row(at.row, [&](auto row) {
 #pragma unroll
-    for (int k = 0; k < kStep; k += 16) {
-        if (k < at.row) continue;
-        uint32_t ones[4];
+        for (int k = row.value; k < kStep; k += 16) {
+            uint32_t ones[4];
 #pragma unroll
-        for (int r = 0; r < 4; ++r) ones[r] = k == at.row ? upper[r] : kOne | kOne << 16;
+            for (int r = 0; r < 4; ++r) ones[r] = k == row.value ? upper[r] : kOne | kOne << 16;
 #pragma unroll
-        for (int n = 0; n < 2; ++n) {
-            const int column = at.half * 32 + n * 16;
-            if (column > at.row) continue;
-            uint32_t right[4];
-            load_right<true>(right, paths, kPairsPitch, column, k);
-            multiply_add_16(sums[2 * n], sums[2 * n + 1], ones, right);
+            for (int n = 0; n < 2; ++n) {
+                if (n * 16 > row.value) continue;
+                const int column = at.half * 32 + n * 16;
+                if (column > row.value) continue;
+                uint32_t right[4];
+                load_right<true>(right, paths, kPairsPitch, column, k);
+                multiply_add_16(sums[2 * n], sums[2 * n + 1], ones, right);
+            }
         }
-    }
+    });
 #pragma unroll
     for (int n = 0; n < kTiles; ++n)
 #pragma unroll
@@ -212,18 +234,19 @@ __device__ __forceinline__ void add_from_exit(float (&u)[kWidth / 16][4], uint32
 template <int kWidth>
 __device__ __forceinline__ void add_within_step(float (&u)[kWidth / 16][4], uint32_t scores, uint32_t d_y,
                                                 const WarpPlace& at) {
+    with_row(at.row, [&](auto row) {
 #pragma unroll
-    for (int k = 0; k < kStep; k += 16) {
-        if (k < at.row) continue;
-        uint32_t left[4];
-        load_left<true>(left, scores, kPairsPitch, at.row, k);
+        for (int k = row.value; k < kStep; k += 16) {
+            uint32_t left[4];
+            load_left<true>(left, scores, kPairsPitch, row.value, k);
 #pragma unroll
-        for (int n = 0; n < kWidth / 32; ++n) {
-            uint32_t right[4];
-            load_right<true>(right, d_y, 2 * (kWidth + 8), at.half * (kWidth / 2) + n * 16, k);
-            multiply_add_16(u[2 * n], u[2 * n + 1], left, right);
+            for (int n = 0; n < kWidth / 32; ++n) {
+                uint32_t right[4];
+                load_right<true>(right, d_y, 2 * (kWidth + 8), at.half * (kWidth / 2) + n * 16, k);
+                multiply_add_16(u[2 * n], u[2 * n + 1], left, right);
+            }
         }
-    }
+    });
 }
 
 // One lane's part of the sums over channels, for its two rows.

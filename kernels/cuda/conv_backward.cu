@@ -108,21 +108,15 @@ struct FourTaps {
     }
 };
 
-// Bit u: token t + u starts another document than the token before it. Asked by whole warps.
-__device__ uint32_t document_starts(const int32_t* document, int64_t t, int64_t end) {
-    t += threadIdx.x % kWarp;
-    const bool starts = t > 0 && t < end && document[t] != document[t - 1];
-    return __ballot_sync(0xffffffffu, starts);
-}
-
 // One thread's walk along a run; `to` is the place of the gradient of the token kHalo before the current one.
 template <int W, int kAhead, bool kDocuments, Reuse kReuse>
 struct Walk {
     const Gradient& g;
-    const int32_t* document;  // of the sequence
+    const int32_t* document;  // of the run's first token
     const bf16 *from, *d_from;
     bf16* to;
-    int64_t begin, pitch, d_pitch;
+    int64_t pitch, d_pitch;
+    bool goes_on;          // the run does not begin its sequence
     int count, available;  // tokens of the run; those and the ones beyond its end that its last tokens reach
     // Where tokens complete the gradient of the token kHalo before: not at once in a run, or in a document.
     int complete_from = kHalo;
@@ -131,10 +125,10 @@ struct Walk {
 
     __device__ Walk(const Gradient& gradient, const Run& run, int64_t channel)
         : g(gradient),
-          document(kDocuments ? g.in.document + run.sequence * g.in.time : nullptr),
-          begin(run.begin),
+          document(kDocuments ? g.in.document + run.sequence * g.in.time + run.begin : nullptr),
           pitch(g.in.pitch),
           d_pitch(g.in.channels),
+          goes_on(run.begin > 0),
           count(static_cast<int>(run.end - run.begin)),
           available(static_cast<int>(min(run.end + kHalo, g.in.time) - run.begin)) {
         const int64_t first = run.sequence * g.in.time + run.begin;
@@ -149,15 +143,22 @@ struct Walk {
         taps.forget_value(0);
 #pragma unroll
         for (int k = 1; k < kTaps; ++k) {  // the token that has place k lies kTaps - k before the run
-            if (begin > 0) {
+            if (goes_on) {
                 unpack(load<W, Reuse::again>(row + (k - kTaps) * pitch), taps.value[k]);
             } else {
 #pragma unroll
                 for (int j = 0; j < W; ++j)
                     taps.value[k][j] = value_at(g.in, run.sequence, channel + j, k - kTaps);
             }
-            if (kDocuments && !same_document(document, begin + k - kTaps, begin)) taps.forget_value(k);
+            if (kDocuments && goes_on && document[k - kTaps] != document[0]) taps.forget_value(k);
         }
+    }
+    // Bit u: token `index` + u of the run starts another document than the token before it. Asked by whole
+    // warps.
+    __device__ uint32_t document_starts(int index) const {
+        index += static_cast<int>(threadIdx.x);
+        const bool starts = (index > 0 || goes_on) && index < count && document[index] != document[index - 1];
+        return __ballot_sync(0xffffffffu, starts);
     }
     // Token `index` of the run, where there is one.
     __device__ void fetch(int slot, int index) {
@@ -200,8 +201,7 @@ struct Walk {
         int group = 0;
 #pragma unroll 1
         for (; group + kAhead <= count; group += kAhead) {
-            if (kDocuments && group % kWarp == 0)
-                starts = document_starts(document, begin + group, begin + count);
+            if (kDocuments && group % kWarp == 0) starts = document_starts(group);
 #pragma unroll
             for (int u = 0; u < kAhead; ++u) {
                 step(u % kTaps, group + u, u, starts >> u & 1);
@@ -209,8 +209,7 @@ struct Walk {
             starts >>= kAhead;
         }
         if (group < count) {  // the sequence ends, and its last tokens are in `ahead`
-            if (kDocuments && group % kWarp == 0)
-                starts = document_starts(document, begin + group, begin + count);
+            if (kDocuments && group % kWarp == 0) starts = document_starts(group);
 #pragma unroll 1
             for (; group < count; ++group) {
                 step(0, group, 0, starts & 1);
@@ -225,8 +224,8 @@ struct Walk {
         }
 #pragma unroll
         for (int i = 0; i < kHalo; ++i) {
-            const bool seen = count + i < available &&
-                              (!kDocuments || document[begin + count + i] == document[begin + count - 1]);
+            const bool seen =
+                count + i < available && (!kDocuments || document[count + i] == document[count - 1]);
             if (seen) {
                 taps.take(ahead[i], d_ahead[i], i);
                 taps.template advance<false>(i);
@@ -368,7 +367,7 @@ void launch_four_taps(const Context& context, const Gradient& g) {
     const bool once = g.reuse == Reuse::once;
     const auto kernel = g.in.document
                             ? (once ? convolve_back_four_taps<W, kAhead, kBlocks, true, Reuse::once>
-                                    : convolve_back_four_taps<W, kAhead, kBlocks, true, Reuse::again>)
+                                    : convolve_back_four_taps<W, kAhead, kBlocks - 1, true, Reuse::again>)
                             : (once ? convolve_back_four_taps<W, kAhead, kBlocks, false, Reuse::once>
                                     : convolve_back_four_taps<W, kAhead, kBlocks, false, Reuse::again>);
     const int64_t blocks =

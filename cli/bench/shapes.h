@@ -42,6 +42,7 @@ void add_conv(Operations& list, const ModelSizes& model, Batch batch);
 void add_ssd(Operations& list, const ModelSizes& model, Batch batch);
 void add_gated_norm(Operations& list, const ModelSizes& model, Batch batch);
 void add_attention(Operations& list, const ModelSizes& model, Batch batch);
+void add_attention_backward(Operations& list, const ModelSizes& model, Batch batch, bool deterministic);
 // The scoring head: a base and this many variants.
 void add_compare_logits(Operations& list, const ModelSizes& model, int64_t rows, int variants);
 

@@ -1,5 +1,6 @@
 #include "kernels/cuda/attention.h"
 
+#include <algorithm>
 #include <map>
 #include <tuple>
 
@@ -20,7 +21,8 @@ constexpr int64_t kShortestRow = 1024;
 // each of its own length, do not.
 constexpr int64_t kLengthStep = 256;
 
-bool suits_cudnn(const AttentionForward& args) {
+template <class Args>
+bool suits_cudnn(const Args& args) {
     const int64_t length = args.q.size(1);
     return args.head_dim % 8 == 0 && args.head_dim <= 128 && length >= kShortestRow &&
            length % kLengthStep == 0 && !args.document;
@@ -63,6 +65,31 @@ class SideStream {
     cudaEvent_t before_ = nullptr, after_ = nullptr;
 };
 
+// Where sums may come in any order.
+bool suits_cudnn_backward(const AttentionBackward& args) { return !args.deterministic && suits_cudnn(args); }
+
+template <class Args>
+CudnnAttentionShape shape_of_sequence(const Args& args) {
+    return {
+        .length = args.q.size(1), .heads = args.heads, .kv_heads = args.kv_heads, .head_dim = args.head_dim};
+}
+
+// Scratch memory of cuDNN's backward of one sequence: delta, d_q in float32, and its workspace, which holds
+// d_k and d_v of every query head.
+struct BackwardScratch {
+    int64_t delta = 0, d_q_sums = 0, workspace = 0, bytes = 0;  // where each begins, and the end
+
+    explicit BackwardScratch(const AttentionBackward& args) {
+        const int64_t rows = args.heads * args.q.size(1);
+        d_q_sums = round_up(rows * 4);
+        workspace = d_q_sums + round_up(rows * args.head_dim * 4);
+        bytes = workspace + 2 * round_up(rows * args.head_dim * 4) + kWorkspaceBytes;
+    }
+
+  private:
+    static int64_t round_up(int64_t size) { return div_up(size, 256) * 256; }
+};
+
 std::byte* sequence(const Tensor& tensor, int64_t index) {
     return tensor ? tensor.slice(index, 1).data : nullptr;
 }
@@ -75,16 +102,24 @@ struct Attention::State {
     // Null where cuDNN has no kernel for the shape on this device.
     CudnnAttentionPlan* plan_of(const AttentionForward& args) {
         if (!suits_cudnn(args)) return nullptr;
-        const CudnnAttentionShape shape{.length = args.q.size(1),
-                                        .heads = args.heads,
-                                        .kv_heads = args.kv_heads,
-                                        .head_dim = args.head_dim,
-                                        .lse = static_cast<bool>(args.lse)};
+        CudnnAttentionShape shape = shape_of_sequence(args);
+        shape.lse = static_cast<bool>(args.lse);
         const Key key{shape.length, shape.heads, shape.kv_heads, shape.head_dim, shape.lse};
         const auto known = plans.find(key);
         if (known != plans.end()) return known->second.get();
-        if (!library) library = std::make_unique<Library>();
-        return plans.emplace(key, CudnnAttentionPlan::build(library->handle, shape, kWorkspaceBytes))
+        return plans.emplace(key, CudnnAttentionPlan::build(opened().handle, shape, kWorkspaceBytes))
+            .first->second.get();
+    }
+    CudnnAttentionBackwardPlan* plan_of(const AttentionBackward& args) {
+        if (!suits_cudnn_backward(args)) return nullptr;
+        const CudnnAttentionShape shape = shape_of_sequence(args);
+        const Key key{shape.length, shape.heads, shape.kv_heads, shape.head_dim, false};
+        const auto known = backward_plans.find(key);
+        if (known != backward_plans.end()) return known->second.get();
+        const BackwardScratch scratch(args);
+        return backward_plans
+            .emplace(key, CudnnAttentionBackwardPlan::build(opened().handle, shape, args.deterministic,
+                                                            scratch.bytes - scratch.workspace))
             .first->second.get();
     }
 
@@ -93,14 +128,20 @@ struct Attention::State {
         CudnnHandle handle;
         SideStream side;
     };
+    const Library& opened() {
+        if (!library) library = std::make_unique<Library>();
+        return *library;
+    }
     std::unique_ptr<Library> library;  // outlives the plans
     std::map<Key, std::unique_ptr<CudnnAttentionPlan>> plans;
+    std::map<Key, std::unique_ptr<CudnnAttentionBackwardPlan>> backward_plans;
 };
 
 Attention::Attention() : state_(std::make_unique<State>()) {}
 Attention::~Attention() = default;
 
 bool Attention::through_cudnn(const AttentionForward& args) { return state_->plan_of(args) != nullptr; }
+bool Attention::through_cudnn(const AttentionBackward& args) { return state_->plan_of(args) != nullptr; }
 
 // FLOPs of a causal row: 2 * T^2 * P * H (half of the two full products), 5.5e11 for 8192 tokens of the 8B
 // model's 32 heads of 128. Ideal bytes: q and out, 2 * T * H * P each, k and v, 2 * T * K * P each: 168e6;
@@ -130,7 +171,23 @@ void Attention::run(const Context& context, const AttentionForward& args) {
 // arithmetic.
 void Attention::run(const Context& context, const AttentionBackward& args) {
     if (args.q.elements() == 0) return;
-    attention_backward_plain(context, args);
+    MP_ASSERT(context.scratch_capacity >= scratch_bytes(args));
+    const CudnnAttentionBackwardPlan* plan = state_->plan_of(args);
+    if (!plan) return attention_backward_plain(context, args);
+    const BackwardScratch scratch(args);
+    for (int64_t b = 0; b < args.q.size(0); ++b)
+        plan->run(context.stream, context.scratch + scratch.workspace,
+                  {.q = sequence(args.q, b),
+                   .k = sequence(args.k, b),
+                   .v = sequence(args.v, b),
+                   .out = sequence(args.out, b),
+                   .lse = sequence(args.lse, b),
+                   .d_out = sequence(args.d_out, b),
+                   .d_q = sequence(args.d_q, b),
+                   .d_k = sequence(args.d_k, b),
+                   .d_v = sequence(args.d_v, b),
+                   .delta = context.scratch + scratch.delta,
+                   .d_q_sums = context.scratch + scratch.d_q_sums});
 }
 
 void run(const Context& context, Attention& attention, const AttentionForward& args) {
@@ -142,6 +199,9 @@ void run(const Context& context, Attention& attention, const AttentionBackward& 
 
 int64_t scratch_bytes(const AttentionForward& args) { return suits_cudnn(args) ? 2 * kWorkspaceBytes : 0; }
 
-int64_t scratch_bytes(const AttentionBackward& args) { return attention_backward_plain_scratch_bytes(args); }
+int64_t scratch_bytes(const AttentionBackward& args) {
+    const int64_t plain = attention_backward_plain_scratch_bytes(args);
+    return suits_cudnn_backward(args) ? std::max(plain, BackwardScratch(args).bytes) : plain;
+}
 
 }  // namespace minipuzzle::cuda

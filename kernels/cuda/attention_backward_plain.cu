@@ -38,8 +38,8 @@ struct GradientParams {
     const int32_t* document;      // null: none
     uint16_t *d_q, *d_k, *d_v;
     int64_t batch;
-    int time, heads, kv_heads;
-    int row_blocks;  // of one head: keys, or queries
+    int time, heads, kv_heads, group;  // group: query heads of a kv head
+    int row_blocks;                    // of one head: keys, or queries
     HeadFormat format;
     float scale, scale_log2;  // 1 / sqrt(head_dim), and times log2(e)
 
@@ -108,7 +108,8 @@ struct KeyShape {
     static constexpr int kStages = 2 * kRows * kPitch;
     static constexpr int kStatistics = kStages + 4 * kTileBytes;
     static constexpr int kLastQueries = kStatistics + 2 * kStatisticsBytes;
-    static constexpr int kSharedBytes = kLastQueries + 4 * kRows;
+    static constexpr int kOffsets = kLastQueries + 4 * kRows;  // where the block's rows lie (KeyOffsets)
+    static constexpr int kSharedBytes = kOffsets + 24;
     // Slices begin at multiples of the span of the rows' permutation (64 columns, or 32).
     static_assert(kSlices == 1 || kColumns % 64 == 0);
 };
@@ -182,11 +183,19 @@ __device__ __forceinline__ void copy_async_8(uint32_t to, const void* from, bool
     asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
 
-// The queries of one step: q, d_out and statistics into a stage, as one group of copies.
+// Where things of the block's first query head, and its keys, lie: read anew at each use, so that no register
+// holds it through the loop.
+struct KeyOffsets {
+    int64_t queries, statistics, keys;
+};
+
+// The queries of one step, of head `head` of the group: q, d_out and statistics into a stage, as one group of
+// copies.
 template <class Shape>
 __device__ __forceinline__ void load_queries(const GradientParams& p, uint32_t base, int stage,
-                                             int64_t sequence, int head, int first_query) {
-    const int64_t pitch = p.q_pitch(), offset = p.q_offset(sequence, head) + first_query * pitch;
+                                             const KeyOffsets& offsets, int head, int first_query) {
+    const int64_t pitch = p.q_pitch();
+    const int64_t offset = offsets.queries + head * p.format.head_dim + first_query * pitch;
     const int inside = p.time - first_query;
     const uint32_t tiles = base + Shape::kStages + stage * 2 * Shape::kTileBytes;
     load_rows<Shape::kDim, Shape::kQueries, kThreads>(tiles, p.q + offset, pitch, inside, p.format);
@@ -194,8 +203,10 @@ __device__ __forceinline__ void load_queries(const GradientParams& p, uint32_t b
                                                       inside, p.format);
     const int query = threadIdx.x;
     if (query < Shape::kQueries)
-        copy_async_8(base + Shape::kStatistics + stage * Shape::kStatisticsBytes + query * 8,
-                     p.statistics_of(sequence, head) + first_query + query, query < inside);
+        copy_async_8(
+            base + Shape::kStatistics + stage * Shape::kStatisticsBytes + query * 8,
+            p.statistics + offsets.statistics + static_cast<int64_t>(head) * p.time + first_query + query,
+            query < inside);
     commit_copies();
 }
 
@@ -210,7 +221,6 @@ __global__ void __launch_bounds__(kThreads, Shape::kBlocks) key_gradients_kernel
     const int place = blockIdx.x / p.kv_heads / Shape::kSlices;
     const int first_key = place % p.row_blocks * Shape::kRows;
     const int64_t sequence = place / p.row_blocks;
-    const int group = p.heads / p.kv_heads;
     const int32_t* document = p.document ? p.document + sequence * p.time : nullptr;
     const uint32_t base = shared_address(shared);
 
@@ -219,7 +229,11 @@ __global__ void __launch_bounds__(kThreads, Shape::kBlocks) key_gradients_kernel
     load_rows<kDim, Shape::kRows, kThreads>(base + Shape::kRows * Shape::kPitch, p.v + kv_offset, kv_pitch,
                                             p.time - first_key, p.format);
     const int first_block = first_key / Shape::kQueries;
-    load_queries<Shape>(p, base, 0, sequence, kv_head * group, first_block * Shape::kQueries);
+    const KeyOffsets own{p.q_offset(sequence, kv_head * p.group),
+                         (sequence * p.heads + kv_head * p.group) * p.time, kv_offset};
+    KeyOffsets& offsets = *reinterpret_cast<KeyOffsets*>(shared + Shape::kOffsets);
+    if (threadIdx.x == 0) offsets = own;
+    load_queries<Shape>(p, base, 0, own, 0, first_block * Shape::kQueries);
     const int last_key = min(first_key + Shape::kRows, p.time) - 1;
     const int last_query = document ? last_of_document(document, last_key, p.time) : p.time - 1;
     const int last_block = last_query / Shape::kQueries;
@@ -231,7 +245,7 @@ __global__ void __launch_bounds__(kThreads, Shape::kBlocks) key_gradients_kernel
     clear(d_k);
     clear(d_v);
     int stage = 0;
-    for (int head = 0, block = first_block; head < group; stage ^= 1) {
+    for (int head = 0, block = first_block; head < p.group; stage ^= 1) {
         wait_for_copies<0>();
         __syncthreads();  // the queries have come, and everyone is done with those before them
         const int first_query = block * Shape::kQueries;
@@ -239,9 +253,7 @@ __global__ void __launch_bounds__(kThreads, Shape::kBlocks) key_gradients_kernel
             block = first_block;
             ++head;
         }
-        if (head < group)
-            load_queries<Shape>(p, base, stage ^ 1, sequence, kv_head * group + head,
-                                block * Shape::kQueries);
+        if (head < p.group) load_queries<Shape>(p, base, stage ^ 1, offsets, head, block * Shape::kQueries);
         const int thread = thread_again(), lane = thread % kWarp,
                   warp_begin = thread / kWarp * Shape::kWarpRows;
         const int warp_key = first_key + warp_begin;
@@ -269,7 +281,7 @@ __global__ void __launch_bounds__(kThreads, Shape::kBlocks) key_gradients_kernel
     const int warp_begin = threadIdx.x / kWarp * Shape::kWarpRows, warp_key = first_key + warp_begin;
     const uint32_t keys = base + warp_begin * Shape::kPitch, values = keys + Shape::kRows * Shape::kPitch;
     const int first_piece = slice * (Shape::kColumns / 8);
-    const int64_t offset = p.kv_offset(sequence, kv_head) + warp_key * p.kv_pitch();
+    const int64_t offset = offsets.keys + warp_begin * p.kv_pitch();
     __syncwarp();
     round_rows<kDim>(d_k, p.scale, keys, first_piece);
     round_rows<kDim>(d_v, 1.0f, values, first_piece);
@@ -295,7 +307,8 @@ struct QueryShape {
     static constexpr int kStages = 2 * kRows * kPitch;
     static constexpr int kStatistics = kStages + 4 * kTileBytes;
     static constexpr int kFirstKeys = kStatistics + kRows * static_cast<int>(sizeof(QueryStatistics));
-    static constexpr int kSharedBytes = kFirstKeys + 4 * kRows;
+    static constexpr int kOffset = kFirstKeys + 4 * kRows;  // where the block's rows lie
+    static constexpr int kSharedBytes = kOffset + 8;
 };
 
 // As differentiate_columns(), of queries (rows) and keys (columns); `statistics` are the warp's rows'.
@@ -366,7 +379,9 @@ __global__ void __launch_bounds__(kThreads, Shape::kBlocks) query_gradients_kern
     const uint32_t base = shared_address(shared);
 
     const int64_t q_offset = p.q_offset(sequence, head) + first_query * p.q_pitch();
-    const int64_t kv_offset = p.kv_offset(sequence, head / (p.heads / p.kv_heads));
+    const int64_t kv_offset = p.kv_offset(sequence, head / p.group);
+    int64_t& kept_offset = *reinterpret_cast<int64_t*>(shared + Shape::kOffset);
+    if (threadIdx.x == 0) kept_offset = q_offset;
     const int inside = p.time - first_query;
     load_rows<kDim, Shape::kRows, kThreads>(base, p.q + q_offset, p.q_pitch(), inside, p.format);
     load_rows<kDim, Shape::kRows, kThreads>(base + Shape::kRows * Shape::kPitch, p.d_out + q_offset,
@@ -479,6 +494,7 @@ void attention_backward_plain(const Context& context, const AttentionBackward& a
     p.time = narrow<int>(args.q.size(1));
     p.heads = narrow<int>(args.heads);
     p.kv_heads = narrow<int>(args.kv_heads);
+    p.group = p.heads / p.kv_heads;
     p.format = {.head_dim = narrow<int>(args.head_dim), .aligned = args.head_dim % 8 == 0};
     for (const Tensor& each : {args.q, args.k, args.v, args.out, args.d_out, args.d_q, args.d_k, args.d_v})
         p.format.aligned = p.format.aligned && aligned_to_16(each);

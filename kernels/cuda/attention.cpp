@@ -4,6 +4,7 @@
 #include <map>
 #include <tuple>
 
+#include "kernels/cuda/attention_backward_hopper.h"
 #include "kernels/cuda/attention_backward_plain.h"
 #include "kernels/cuda/attention_plain.h"
 #include "kernels/cuda/cudnn_attention.h"
@@ -186,7 +187,9 @@ void Attention::run(const Context& context, const AttentionForward& args) {
 void Attention::run(const Context& context, const AttentionBackward& args) {
     if (args.q.elements() == 0) return;
     MP_ASSERT(context.scratch_capacity >= scratch_bytes(args));
-    if (!through_cudnn(args)) return attention_backward_plain(context, args);
+    if (!through_cudnn(args))
+        return context.hopper_code && may_use_hopper_backward(args) ? attention_backward_hopper(context, args)
+                                                                    : attention_backward_plain(context, args);
     const BackwardScratch scratch(args);
     const int64_t batch = args.q.size(0), together = sequences_of_launch(args);
     for (int64_t b = 0; b < batch; b += together) {
@@ -221,8 +224,10 @@ void run(const Context& context, Attention& attention, const AttentionBackward& 
 int64_t scratch_bytes(const AttentionForward& args) { return suits_cudnn(args) ? 2 * kWorkspaceBytes : 0; }
 
 int64_t scratch_bytes(const AttentionBackward& args) {
-    const int64_t plain = attention_backward_plain_scratch_bytes(args);
-    return suits_cudnn_backward(args) ? std::max(plain, BackwardScratch(args).bytes) : plain;
+    int64_t bytes = attention_backward_plain_scratch_bytes(args);
+    if (may_use_hopper_backward(args)) bytes = std::max(bytes, attention_backward_hopper_scratch_bytes(args));
+    if (suits_cudnn_backward(args)) bytes = std::max(bytes, BackwardScratch(args).bytes);
+    return bytes;
 }
 
 }  // namespace minipuzzle::cuda

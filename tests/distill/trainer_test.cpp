@@ -37,43 +37,55 @@ TrainOptions tiny_options() {
     return options;
 }
 
+// Another source's values, one of them NaN.
+struct Poisoned : ParameterSource {
+    const ParameterSource& values;
+    std::string fault;  // the canonical name of the tensor; "": none
+
+    Poisoned(const ParameterSource& source, std::string name) : values(source), fault(std::move(name)) {}
+    void read(const ParameterInfo& parameter, DType type, std::byte* host) const override {
+        values.read(parameter, type, host);
+    }
+    void fill(Backend& backend, const ParameterInfo& parameter, const Tensor& tensor) const override {
+        values.fill(backend, parameter, tensor);
+        if (parameter.slot.name == fault) tensor.as<float>()[0] = std::nanf("");
+    }
+};
+
 // A teacher of six layers, a student of three of them from other random weights; every run starts from the
 // same bytes.
 struct Lab {
     std::unique_ptr<Backend> backend;
     Architecture teacher = test::tiny_architecture("M-M*-M");
-    WeightMemory teacher_weights;
+    std::unique_ptr<ParameterSource> teacher_source = random_source(teacher, 2, 0.3);
+    int64_t teacher_weight_memory = 0;
     TinyCorpus data;
     TrainOptions options = tiny_options();
     std::string student_weight_fault;  // a canonical name that gets a NaN before the run
 
-    explicit Lab(int threads = 2)
-        : backend(make_cpu_backend(DType::f32, threads)),
-          teacher_weights(random_weights(*backend, teacher, 2, 0.3)) {}
+    explicit Lab(int threads = 2) : backend(make_cpu_backend(DType::f32, threads)) {}
 
     TrainOutcome run(const fs::path& out) { return run(out, data.corpus); }
     TrainOutcome run(const fs::path& out, const Corpus& corpus) {
         Student student;
         student.architecture = test::tiny_architecture("M*-");
-        WeightMemory weights = random_weights(*backend, student.architecture, 1, 0.3);
-        if (!student_weight_fault.empty()) break_weight(student.architecture, weights.weights());
-        student.weights = &weights;
+        const auto values = random_source(student.architecture, 1, 0.3);
+        const Poisoned source(*values, student_weight_fault);
+        student.source = &source;
         student.config = test::tiny_config("M*-");
         student.teacher_layers = {0, 3, 4};
         student.origin = "random, seed 1";
-        const TrainJob job{
-            .student = student,
-            .teacher = {.architecture = &teacher, .weights = &teacher_weights.weights(), .origin = "two"},
-            .corpus = corpus,
-            .out = out,
-            .provenance = {.command = "minipuzzle distill", .seed = 0},
-            .inputs = {}};
+        const TrainJob job{.student = student,
+                           .teacher = {.architecture = &teacher,
+                                       .source = teacher_source.get(),
+                                       .from = StreamFrom::pinned_memory,
+                                       .weight_memory = teacher_weight_memory,
+                                       .origin = "two"},
+                           .corpus = corpus,
+                           .out = out,
+                           .provenance = {.command = "minipuzzle distill", .seed = 0},
+                           .inputs = {}};
         return train(*backend, job, options);
-    }
-    void break_weight(const Architecture& architecture, Weights& weights) const {
-        for_each_parameter(architecture, weights, [&](const ParameterInfo& info, Tensor& tensor) {
-            if (info.slot.name == student_weight_fault) tensor.as<float>()[0] = std::nanf("");
-        });
     }
     // Stops the run once `steps` are done. Returns whether it was interrupted.
     bool run_until(const fs::path& out, int64_t steps) {
@@ -113,7 +125,7 @@ std::string log_without_speed(const fs::path& out) {
     std::string line, text;
     while (std::getline(file, line)) {
         Json json = Json::parse(line);
-        json.erase("tokens_per_second");
+        for (const char* timing : {"tokens_per_second", "tflops"}) json.erase(timing);
         text += json.dump() + "\n";
     }
     return text;
@@ -254,8 +266,8 @@ TEST_CASE("Cross-entropy alone from random weights lowers the loss") {
     const TempDir folder;
     Student student;
     student.architecture = test::tiny_architecture("M*-");
-    WeightMemory weights = random_weights(*lab.backend, student.architecture, 1, 0.3);
-    student.weights = &weights;
+    const auto source = random_source(student.architecture, 1, 0.3);
+    student.source = source.get();
     student.config = test::tiny_config("M*-");
     const TrainJob job{.student = student,
                        .teacher = {},

@@ -224,7 +224,7 @@ struct LmHead {
 struct VocabularyLoss {
     LmHead student;
     LmHead teacher;  // not given: kl and reverse_kl are left untouched and both their weights must be 0
-    Tensor targets;               // [R] i32; negative: the token is masked
+    Tensor targets;  // [R] i32; negative: the token is masked
     int64_t sequence_length = 0;  // rows of one sequence, which must divide R; 0: all rows are one sequence
     double ce_weight = 0, kl_weight = 1, reverse_kl_weight = 0, temperature = 1, scale = 1;
     int64_t top_k = 0;          // 0: all of the teacher's tokens

@@ -137,10 +137,10 @@ class BlockLoss {
         }
     }
 
-    // exp((z - largest) / T) of the teacher's logits z in row i, 0 where they do not count.
+    // exp((z - largest) * soften) of the teacher's logits z in row i, 0 where they do not count.
     template <bool kTop>
-    Lanes<T> teacher_power(int64_t i, const Lanes<T>& z, T largest) const {
-        const Lanes<T> power = ((z - largest) * static_cast<T>(1 / args_.temperature)).exp();
+    Lanes<T> teacher_power(int64_t i, const Lanes<T>& z, T largest, T soften) const {
+        const Lanes<T> power = ((z - largest) * soften).exp();
         if constexpr (kTop)
             return (z >= smallest_[i]).select(power, Lanes<T>::Zero());
         else
@@ -165,7 +165,7 @@ class BlockLoss {
         Lanes<T> student = Lanes<T>::Zero(), teacher = Lanes<T>::Zero(), weighted = Lanes<T>::Zero();
         for_lanes<T>(tile.count, [&](int64_t v, auto lanes) {
             const Lanes<T> s = lanes.load(z + v, kLowest), t = lanes.load(z_teacher + v, kLowest);
-            const Lanes<T> e = teacher_power<kTop>(i, t, teacher_largest);
+            const Lanes<T> e = teacher_power<kTop>(i, t, teacher_largest, soften);
             student += ((s - largest) * soften).exp();
             teacher += e;
             weighted += e * (t - s);
@@ -196,8 +196,9 @@ class BlockLoss {
             ce = sums.student_largest + std::log(sums.student) - student_[i * stride_ + targets_[r]];
             kl = t * (sums.weighted / sums.teacher_soft + sums.student_largest - sums.teacher_largest) +
                  t * t * std::log(sums.student_soft / sums.teacher_soft);
-            reverse_kl = t * (sums.reverse / sums.student_soft + sums.teacher_largest - sums.student_largest) +
-                         t * t * std::log(sums.teacher_soft / sums.student_soft);
+            reverse_kl =
+                t * (sums.reverse / sums.student_soft + sums.teacher_largest - sums.student_largest) +
+                t * t * std::log(sums.teacher_soft / sums.student_soft);
             if (kl < 0) kl = 0;  // by rounding only; NaN passes through
             if (reverse_kl < 0) reverse_kl = 0;
         }
@@ -244,8 +245,9 @@ class BlockLoss {
             Lanes<T> gradient = Lanes<T>::Zero();
             if (with_ce) gradient += hard * s.exp();
             if (with_kl) {
-                gradient += soft * (s * soften).exp() -
-                            teacher * teacher_power<kTop>(i, lanes.load(z_teacher + v), teacher_largest);
+                gradient +=
+                    soft * (s * soften).exp() -
+                    teacher * teacher_power<kTop>(i, lanes.load(z_teacher + v), teacher_largest, soften);
             }
             if (with_reverse) {
                 gradient +=

@@ -3,8 +3,10 @@
 #include <map>
 #include <tuple>
 
+#include "kernels/cuda/attention_backward_plain.h"
 #include "kernels/cuda/attention_plain.h"
 #include "kernels/cuda/cudnn_attention.h"
+#include "kernels/cuda/cudnn_graph.h"
 #include "kernels/cuda/operations.h"
 
 namespace minipuzzle::cuda {
@@ -73,8 +75,11 @@ struct Attention::State {
     // Null where cuDNN has no kernel for the shape on this device.
     CudnnAttentionPlan* plan_of(const AttentionForward& args) {
         if (!suits_cudnn(args)) return nullptr;
-        const CudnnAttentionShape shape{args.q.size(1), args.heads, args.kv_heads, args.head_dim,
-                                        static_cast<bool>(args.lse)};
+        const CudnnAttentionShape shape{.length = args.q.size(1),
+                                        .heads = args.heads,
+                                        .kv_heads = args.kv_heads,
+                                        .head_dim = args.head_dim,
+                                        .lse = static_cast<bool>(args.lse)};
         const Key key{shape.length, shape.heads, shape.kv_heads, shape.head_dim, shape.lse};
         const auto known = plans.find(key);
         if (known != plans.end()) return known->second.get();
@@ -120,10 +125,23 @@ void Attention::run(const Context& context, const AttentionForward& args) {
     if (batch > 1) side.join(context.stream);
 }
 
+// FLOPs of a causal row: five products, 5 * T^2 * P * H, 1.37e12 for 8192 tokens of the 8B model. Ideal
+// bytes: q, out, d_out and d_q, 2 * T * H * P each, k, v, d_k and d_v, 2 * T * K * P each: 336e6; bound by
+// arithmetic.
+void Attention::run(const Context& context, const AttentionBackward& args) {
+    if (args.q.elements() == 0) return;
+    attention_backward_plain(context, args);
+}
+
 void run(const Context& context, Attention& attention, const AttentionForward& args) {
+    attention.run(context, args);
+}
+void run(const Context& context, Attention& attention, const AttentionBackward& args) {
     attention.run(context, args);
 }
 
 int64_t scratch_bytes(const AttentionForward& args) { return suits_cudnn(args) ? 2 * kWorkspaceBytes : 0; }
+
+int64_t scratch_bytes(const AttentionBackward& args) { return attention_backward_plain_scratch_bytes(args); }
 
 }  // namespace minipuzzle::cuda

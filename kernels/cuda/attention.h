@@ -20,6 +20,7 @@ class Attention {
     Attention& operator=(const Attention&) = delete;
 
     void run(const Context&, const AttentionForward&);
+    void run(const Context&, const AttentionBackward&);
     // Whether run() goes through cuDNN; builds the plan where there is none yet.
     bool through_cudnn(const AttentionForward&);
 

@@ -165,8 +165,9 @@ TEST_CASE("the vocabulary loss's gradients match central differences") {
     for (int64_t i = 0; i < kWidth; ++i) CHECK(d_hidden[3 * kWidth + i] == 0);  // target -1
 }
 
-TEMPLATE_TEST_CASE("the vocabulary loss gives the divergence in reverse and of the teacher's likeliest tokens", "",
-                   float, double) {
+TEMPLATE_TEST_CASE(
+    "the vocabulary loss gives the divergence in reverse and of the teacher's likeliest tokens", "", float,
+    double) {
     constexpr int64_t kRows = 150;
     const double temperature = GENERATE(1.0, 2.0);
     const int64_t top_k = GENERATE(0, 1, 7, 600, 1100, 5000), top = std::min(top_k, kVocab);
@@ -213,7 +214,8 @@ TEMPLATE_TEST_CASE("the vocabulary loss gives the divergence in reverse and of t
     CHECK(alone_reverse == std::vector<TestType>(actual_reverse.begin() + 50, actual_reverse.begin() + 100));
 }
 
-TEST_CASE("the gradients of the divergence in reverse and of the likeliest tokens match central differences") {
+TEST_CASE(
+    "the gradients of the divergence in reverse and of the likeliest tokens match central differences") {
     struct Mix {
         double ce_weight, kl_weight, reverse_kl_weight, temperature;
         int64_t top_k;
@@ -253,7 +255,8 @@ TEST_CASE("the gradients of the divergence in reverse and of the likeliest token
         cpu->run(args);
         double sum = 0;
         for (int64_t r = 0; r < kRows; ++r)
-            sum += 0.2 * (mix.ce_weight * ce[r] + mix.kl_weight * kl[r] + mix.reverse_kl_weight * reverse_kl[r]);
+            sum +=
+                0.2 * (mix.ce_weight * ce[r] + mix.kl_weight * kl[r] + mix.reverse_kl_weight * reverse_kl[r]);
         return sum;
     };
     CHECK(gradient_error(student.hidden, d_hidden, loss, 200) < 1e-7);

@@ -102,9 +102,7 @@ class Trainer {
             log_.emplace(log_path(job_.out), RunHeader{.provenance = job_.provenance,
                                                        .device = backend_.name(),
                                                        .options = options_json(options_, plan_)});
-            for (const TrainedParameter& parameter : parameters())
-                job_.student.source->fill(backend_, parameter.info, parameter.parameter);
-            step_->optimizer().fill_masters(*job_.student.source);
+            step_->optimizer().fill(*job_.student.source);
             return;
         }
         snapshots_.load(backend_, *saved, parameters());

@@ -11,7 +11,7 @@
 // 30 GFLOP.
 #include "kernels/cuda/ssd_backward_plain.cuh"
 
-namespace minipuzzle::cuda::ssd_backward {
+namespace minipuzzle::cuda::plain_backward {
 namespace {
 
 constexpr int kThreads = 256;  // 4 warps down the tokens, 2 across
@@ -314,7 +314,7 @@ __device__ __forceinline__ void write_sums(PairSums& to, const RowSums& sums, co
 
 // kAligned: all rows begin on 16 bytes.
 template <int kWidth, int kState, bool kAligned>
-__global__ void __launch_bounds__(kThreads, 2) pairs_kernel(const Params p) {
+__global__ void __launch_bounds__(kThreads, kAligned ? 2 : 1) pairs_kernel(const Params p) {
     using L = Layout<kWidth, kState>;
     extern __shared__ __align__(128) unsigned char shared[];
     unsigned char* rest = shared + p.stages * L::kStage;
@@ -435,4 +435,4 @@ void take_pairs(const Context& context, const Params& p) {
         launch<128>(context, p);
 }
 
-}  // namespace minipuzzle::cuda::ssd_backward
+}  // namespace minipuzzle::cuda::plain_backward

@@ -7,7 +7,7 @@
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/mma.cuh"
 
-namespace minipuzzle::cuda::ssd_backward {
+namespace minipuzzle::cuda::plain_backward {
 
 inline constexpr int kStep = 64;  // tokens of a step
 inline constexpr int kPairsPitch = 2 * (kStep + 8);
@@ -210,4 +210,4 @@ void launch(const Context& context, Kernel* kernel, int64_t blocks, int threads,
     MP_CUDA_LAUNCHED();
 }
 
-}  // namespace minipuzzle::cuda::ssd_backward
+}  // namespace minipuzzle::cuda::plain_backward

@@ -9,7 +9,7 @@
 // HPN per token, 34 GFLOP.
 #include "kernels/cuda/ssd_backward_plain.cuh"
 
-namespace minipuzzle::cuda::ssd_backward {
+namespace minipuzzle::cuda::plain_backward {
 namespace {
 
 constexpr int kThreads = 256;  // 4 warps down the tokens, 2 across the columns
@@ -259,4 +259,4 @@ void take_shared(const Context& context, const Params& p) {
     column_tile(p.state) == 32 ? launch<32>(context, p) : launch<64>(context, p);
 }
 
-}  // namespace minipuzzle::cuda::ssd_backward
+}  // namespace minipuzzle::cuda::plain_backward

@@ -9,7 +9,7 @@
 // bf16 per 64 tokens (537 MB); 1.5 x 2 HPN per token, 26 GFLOP.
 #include "kernels/cuda/ssd_backward_plain.cuh"
 
-namespace minipuzzle::cuda::ssd_backward {
+namespace minipuzzle::cuda::plain_backward {
 namespace {
 
 __host__ __device__ constexpr int v_pitch(int width) { return 2 * (width + 8); }
@@ -198,4 +198,4 @@ void walk_states(const Context& context, const Params& p) {
         p.tile_width <= 32 ? walk<32, 64>(context, p) : walk<64, 64>(context, p);
 }
 
-}  // namespace minipuzzle::cuda::ssd_backward
+}  // namespace minipuzzle::cuda::plain_backward

@@ -166,8 +166,8 @@ class BackwardScan {
 // dt's is a sum of two terms, direct and by way of the decays, that may cancel to a part of their size.
 constexpr double kTolerance = 6e-3, kDtTolerance = 1.2e-2;
 // Parameters' gradients are sums over tokens that may cancel: their errors are held against the tokens'
-// terms, which are of the size of dt's gradients.
-constexpr double kParameterTolerance = 6e-3;
+// terms, which are of the size of dt's gradients, and to dt's tolerance.
+constexpr double kParameterTolerance = kDtTolerance;
 // S's gradient: one operand is rounded per step.
 constexpr double kStateTolerance = 4e-3;
 

@@ -1,7 +1,7 @@
 // The gradient of the states, for the scan backward on compute capability 9.0a: from the last chunk to the
 // first,
 //   dS_{c-1} = e^{s_last} dS_c + sum_i e^{s_i} dy_i (outer) C_i,
-// kept as bf16 for every chunk, beside the entering states as bf16 and the parts of e^{s_last} <S_in, dS>.
+// kept as bf16 for every chunk.
 #pragma once
 
 #include "kernels/cuda/ssd_backward_tiles.cuh"
@@ -9,10 +9,10 @@
 namespace minipuzzle::cuda::ssd_backward {
 
 // A block has eight warps: four times 16 columns of the state, twice half its rows.
-template <int kP>
+template <int kP, int kHowMany>
 struct StatesLayout {
     using X = XTiles<kP>;
-    static constexpr int kStages = 2, kThreads = 256;
+    static constexpr int kStages = kHowMany, kThreads = 256;
     static constexpr int kTiles = (kP / 16 + 1) / 2;  // of 16 rows a warp has at most
     static constexpr int kC = X::kBytes, kStageBytes = kC + kBlockBytes;
     static constexpr int kSteps = kStages * kStageBytes;
@@ -20,9 +20,9 @@ struct StatesLayout {
     static constexpr int kBytes = kBarriers + kStages * 8;
 };
 
-template <int kP, int kN>
+template <int kP, int kN, int kHowMany>
 struct StatesWarp {
-    using L = StatesLayout<kP>;
+    using L = StatesLayout<kP, kHowMany>;
     using X = XTiles<kP>;
     const Maps& maps;
     const Arguments& args;
@@ -90,27 +90,14 @@ struct StatesWarp {
                       args.steps + (steps * kStepRows + kEntry) * kChunk, kRowBytes, full(i));
     }
 
-    __device__ void read_state(float4 (&state)[L::kTiles][2], int chunk) const {
-        const float* from = args.chunk_states + row_of(chunk) * (kP * kN);
-        each([&](int m, int half) {
-            state[m][half] = __ldcs(reinterpret_cast<const float4*>(from + offset(m, half)));
-        });
-    }
-    // Writes dS leaving and S entering a chunk, and adds their product up.
-    __device__ float write_states(const float (&sum)[L::kTiles][2][4], const float4 (&state)[L::kTiles][2],
-                                  int chunk) const {
-        float pass = 0;
+    // Writes dS leaving a chunk.
+    __device__ void write_state(const float (&sum)[L::kTiles][2][4], int chunk) const {
         __nv_bfloat16* d_states = args.d_states + row_of(chunk) * (kP * kN);
-        __nv_bfloat16* states = args.states + row_of(chunk) * (kP * kN);
         each([&](int m, int half) {
-            const float4 d = exchange(sum[m], half), s = state[m][half];
-            pass = fmaf(s.x, d.x, fmaf(s.y, d.y, fmaf(s.z, d.z, fmaf(s.w, d.w, pass))));
+            const float4 d = exchange(sum[m], half);
             *reinterpret_cast<uint2*>(d_states + offset(m, half)) =
                 make_uint2(pack_bf16(d.x, d.y), pack_bf16(d.z, d.w));
-            *reinterpret_cast<uint2*>(states + offset(m, half)) =
-                make_uint2(pack_bf16(s.x, s.y), pack_bf16(s.z, s.w));
         });
-        return sum_of_warp(pass);
     }
     // sum += sum_i dy_i (outer) e^{s_i} C_i
     __device__ void add_chunk(float (&sum)[L::kTiles][2][4], uint32_t place, const float* entry) const {
@@ -141,16 +128,12 @@ struct StatesWarp {
             }
         }
     }
-    // The i-th chunk from the end. `state` enters it, and is replaced by that of the chunk two before it.
-    __device__ void step(int i, float (&sum)[L::kTiles][2][4], float4 (&state)[L::kTiles][2]) const {
-        const int chunk = args.chunks - 1 - i;
-        const float pass = write_states(sum, state, chunk);
-        if (chunk >= 2) read_state(state, chunk - 2);
+    // The i-th chunk from the end.
+    __device__ void step(int i, float (&sum)[L::kTiles][2][4]) const {
+        write_state(sum, args.chunks - 1 - i);
         sm90::barrier_wait(full(i), i / L::kStages & 1);
         const auto* entry = reinterpret_cast<const float*>(memory + L::kSteps + i % L::kStages * kRowBytes);
         const float carry = entry[kChunk - 1];
-        if (lane == 0)
-            args.passes[row_of(chunk) * args.pass_parts + column_block * 8 + threadIdx.x / 32] = carry * pass;
 #pragma unroll
         for (auto& tile : sum)
 #pragma unroll
@@ -164,32 +147,26 @@ struct StatesWarp {
 };
 
 // One block: one head of one sequence, 64 columns of the state. grid B * H * (N / 64), 256 threads.
-template <int kP, int kN>
+template <int kP, int kN, int kHowMany = 3>
 __global__ void __launch_bounds__(256, 2)
     walk_states(const __grid_constant__ Maps maps, const __grid_constant__ Arguments args) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-    using L = StatesLayout<kP>;
+    using L = StatesLayout<kP, kHowMany>;
     extern __shared__ __align__(1024) unsigned char memory[];
-    const StatesWarp<kP, kN> w(maps, args, memory);
+    const StatesWarp<kP, kN, kHowMany> w(maps, args, memory);
     if (threadIdx.x == 0) {
         for (int i = 0; i < L::kStages; ++i) sm90::barrier_init(w.full(i), 1);
         sm90::fence_barrier_init();
         for (int i = 0; i < L::kStages && i < args.chunks; ++i) w.load(i);
     }
     float sum[L::kTiles][2][4] = {};
-    float4 even[L::kTiles][2], odd[L::kTiles][2];
-    w.read_state(even, args.chunks - 1);
-    if (args.chunks > 1) w.read_state(odd, args.chunks - 2);
     if (args.d_final)
         w.each([&](int m, int half) {
             w.exchange_back(*reinterpret_cast<const float4*>(args.d_final + w.of_head() + w.offset(m, half)),
                             sum[m], half);
         });
     __syncthreads();
-    for (int i = 0; i < args.chunks; i += 2) {
-        w.step(i, sum, even);
-        if (i + 1 < args.chunks) w.step(i + 1, sum, odd);
-    }
+    for (int i = 0; i < args.chunks; ++i) w.step(i, sum);
     if (args.d_initial)
         w.each([&](int m, int half) {
             *reinterpret_cast<float4*>(args.d_initial + w.of_head() + w.offset(m, half)) =

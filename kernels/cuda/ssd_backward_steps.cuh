@@ -47,7 +47,6 @@ struct Arguments {
     float* d_cb = nullptr;              // [slices, B, chunks, groups, kChunk (j), kChunk (i)], M_ij
     float* parameters = nullptr;        // [3, B * chunks, heads]: d_dt_bias, d_a_log, d_d of a chunk
     __nv_bfloat16* d_states = nullptr;  // [B, chunks, heads, P, N], dS leaving each chunk
-    __nv_bfloat16* states = nullptr;    // the same of the states entering each chunk
 
     const __nv_bfloat16* dt = nullptr;  // of token 0, head 0; rows of `projection`
     __nv_bfloat16* d_dt = nullptr;      // likewise

@@ -10,8 +10,9 @@ namespace minipuzzle::cuda::ssd_backward {
 struct Maps {
     CUtensorMap x, x_rest, d_y, d_y_rest;  // one head: its first 64 columns, and the rest where P is 80
     CUtensorMap d_x, d_x_rest;
-    CUtensorMap bc;                // 64 columns of B or of C
-    CUtensorMap d_states, states;  // [P] rows of 64 columns
+    CUtensorMap bc;        // 64 columns of B or of C
+    CUtensorMap d_states;  // P rows of 64 columns
+    CUtensorMap states;    // P rows of 32 columns of float32
 };
 
 // 64 columns of 128 tokens of B or C.

@@ -257,20 +257,21 @@ __device__ inline void multiply_keys(const KeyFeed& feed, const unsigned char* m
         if (threadIdx.x == 0 && next.head < task.end_head) feed.load(next.head, next.step, i);
         next.advance(task);
     }
-    sm90::barrier_wait(shared + L::kOwn, 0);
-#pragma unroll 1
-    for (int behind = 0; now.head < task.end_head; ++behind) {
-        const uint32_t q = shared + L::kQ + ring.stage * kStepTile,
-                       d_out = shared + L::kDOut + ring.stage * kStepTile;
-        float scores[kStep / 2], d_p[kStep / 2];
-        // The step before the last one is done with; this one's predecessor may still be multiplied.
-        if (behind >= 2) {
-            const int stage = (ring.stage + L::kStages - 2) % L::kStages;
+    const auto leave_step_before = [&](bool first) {
+        if (!first) {
+            const int stage = ring.before();
             if (lane == 0 && last_to_leave(shared + L::kLeft + stage * 4) && next.head < task.end_head)
                 feed.load(next.head, next.step, stage);
             next.advance(task);
         }
         __syncwarp();
+    };
+    sm90::barrier_wait(shared + L::kOwn, 0);
+#pragma unroll 1
+    for (bool first = true; now.head < task.end_head; first = false) {
+        const uint32_t q = shared + L::kQ + ring.stage * kStepTile,
+                       d_out = shared + L::kDOut + ring.stage * kStepTile;
+        float scores[kStep / 2], d_p[kStep / 2];
         sm90::barrier_wait(shared + L::kFull + ring.stage * 8, ring.parity);
         sm90::wgmma_fence();
         multiply_rows<kStep, kBlockHalf, kStepHalf>(scores, k, q);
@@ -281,6 +282,7 @@ __device__ inline void multiply_keys(const KeyFeed& feed, const unsigned char* m
         sm90::pin(scores);
         sm90::pin(weights);
         sm90::pin(d_weights);
+        leave_step_before(first);
         const float* const statistics =
             reinterpret_cast<const float*>(memory + L::kStatistics + ring.stage * kStatisticsBytes) +
             lane % 4 * 2;
@@ -444,22 +446,22 @@ __device__ inline void multiply_queries(const QueryFeed& feed, int group, int wa
         sm90::wgmma_wait<1>();  // all but dP, the product of the step before too
         sm90::pin(scores);
         sm90::pin(d_weights);
+        if (block < task.block && lane == 0 && last_to_leave(shared + L::kKLeft + keys.before() * 4))
+            feed.load_k(block + 1 - L::kKeyStages, keys.before());
+        __syncwarp();
         if (block == task.block) mask_later_keys(scores, first_row + lane / 4 - lane % 4 * 2);
 #pragma unroll
         for (int j = 0; j < kBlock / 2; ++j)
             scores[j] = exp2_fast(fmaf(scores[j], p.scale_log2, shift[j % 4 / 2]));
-        if (block < task.block && lane == 0 && last_to_leave(shared + L::kKLeft + keys.before() * 4))
-            feed.load_k(block + 1 - L::kKeyStages, keys.before());
-        __syncwarp();
         sm90::wgmma_wait<0>();  // dP
         sm90::pin(d_p);
+        if (lane == 0 && last_to_leave(shared + L::kVLeft + values.stage * 4))
+            feed.load_v(block - L::kValueStages, values.stage);
+        __syncwarp();
         take_d_weights(scores, d_p, delta, d_weights);
         sm90::wgmma_fence();
         add_product<kBlock / 16, kBlockHalf>(d_q, d_weights, k);
         sm90::wgmma_commit();
-        if (lane == 0 && last_to_leave(shared + L::kVLeft + values.stage * 4))
-            feed.load_v(block - L::kValueStages, values.stage);
-        __syncwarp();
         keys.advance();
         values.advance();
     }

@@ -39,6 +39,8 @@ class Twin {
     Twin(Backend& device, int threads);
 
     Backend& backend() { return *cpu_; }
+    // For what accumulates: its state before the launch that is checked must be known.
+    Backend& device() { return device_; }
     // These rows and columns of a device tensor, seen as [rows, columns], in the twin's type (indices stay
     // i32).
     Tensor part(const Tensor& tensor, Range rows, const std::vector<Range>& columns,

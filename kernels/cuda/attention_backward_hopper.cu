@@ -63,15 +63,15 @@ bool on_16_bytes(const Tensor& tensor) { return reinterpret_cast<uintptr_t>(tens
 // Boxes of so many rows of one head of [B, T, heads * 128], as two blocks of 64 columns.
 CUtensorMap map_in(const Tensor& tensor, int64_t rows) {
     const int64_t time = tensor.size(1), pitch = tensor.size(2) * 2;
-    return tensor_map(
+    return make_map(
         tensor.data,
         {{64, 2, 64}, {time, pitch, rows}, {tensor.size(2) / 64, 128, 2}, {tensor.size(0), time * pitch, 1}});
 }
 // Boxes of 16 rows and 64 columns.
 CUtensorMap map_out(const Tensor& tensor) {
     const int64_t time = tensor.size(1), pitch = tensor.size(2) * 2;
-    return tensor_map(tensor.data,
-                      {{tensor.size(2), 2, 64}, {time, pitch, 16}, {tensor.size(0), time * pitch, 1}});
+    return make_map(tensor.data,
+                    {{tensor.size(2), 2, 64}, {time, pitch, 16}, {tensor.size(0), time * pitch, 1}});
 }
 
 // `early`: the kernel may begin as soon as every block of the one before has.

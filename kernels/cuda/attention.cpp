@@ -18,7 +18,7 @@ namespace {
 // Shorter rows do not fill cuDNN's blocks, and launching them one sequence at a time would leave most of the
 // device idle; documents in a row are a mask it does not have.
 constexpr int64_t kShortestRow = 1024;
-// A plan takes up to 0.7 s to build, so only lengths that windows are cut to get one; the tails of documents,
+// A plan takes up to 1.5 s to build, so only lengths that windows are cut to get one; the tails of documents,
 // each of its own length, do not.
 constexpr int64_t kLengthStep = 256;
 
@@ -131,7 +131,7 @@ struct Attention::State {
         if (known != backward_plans.end()) return known->second.get();
         const BackwardScratch scratch(args);
         return backward_plans
-            .emplace(key, CudnnAttentionBackwardPlan::build(opened().handle, shape, args.deterministic,
+            .emplace(key, CudnnAttentionBackwardPlan::build(opened().handle, shape,
                                                             scratch.bytes - scratch.workspace))
             .first->second.get();
     }
@@ -155,7 +155,8 @@ Attention::~Attention() = default;
 
 bool Attention::through_cudnn(const AttentionForward& args) { return state_->plan_of(args) != nullptr; }
 bool Attention::through_cudnn(const AttentionBackward& args) {
-    return state_->plan_of(args, sequences_of_launch(args)) != nullptr;
+    const int64_t together = sequences_of_launch(args), rest = args.q.size(0) % together;
+    return state_->plan_of(args, together) && (rest == 0 || state_->plan_of(args, rest));
 }
 
 // FLOPs of a causal row: 2 * T^2 * P * H (half of the two full products), 5.5e11 for 8192 tokens of the 8B
@@ -195,9 +196,6 @@ void Attention::run(const Context& context, const AttentionBackward& args) {
     for (int64_t b = 0; b < batch; b += together) {
         const int64_t count = std::min(together, batch - b);
         const CudnnAttentionBackwardPlan* plan = state_->plan_of(args, count);
-        if (!plan)
-            throw Error(ErrorKind::other, "cuDNN has the gradients of " + std::to_string(together) +
-                                              " sequences, but not of " + std::to_string(count));
         const auto part = [&](const Tensor& tensor) { return tensor.slice(b, count).data; };
         plan->run(context.stream, context.scratch + scratch.workspace,
                   {.q = part(args.q),

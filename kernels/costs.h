@@ -62,6 +62,22 @@ inline Cost cost(const LinearForward& args) {
             .flops = costs::product_flops(args.x.rows(), args.x.columns(), args.weight.size(0))};
 }
 
+// One product for each gradient; what accumulates is read too.
+inline Cost cost(const LinearBackward& args) {
+    Cost all{.bytes = costs::bytes_of_all(args.d_out)};
+    const int64_t rows = args.d_out.rows(), outputs = args.d_out.columns();
+    if (args.d_x) {
+        all.bytes += costs::bytes_of_all(args.weight, args.d_x);
+        if (args.d_x_accumulates) all.bytes += costs::bytes_of_all(args.d_x);
+        all.flops += costs::product_flops(rows, outputs, args.d_x.columns());
+    }
+    if (args.d_weight) {
+        all.bytes += costs::bytes_of_all(args.x, args.d_weight, args.d_weight);
+        all.flops += costs::product_flops(outputs, rows, args.d_weight.columns());
+    }
+    return all;
+}
+
 inline Cost cost(const SquaredReluForward& args) { return {.bytes = costs::bytes_of_all(args.x, args.out)}; }
 
 inline Cost cost(const SquaredReluBackward& args) {
@@ -75,6 +91,14 @@ inline Cost cost(const ConvForward& args) {
     return {.bytes = costs::bytes_of_columns(args.zxbcdt, args.shape.conv_channels()) +
                      costs::bytes_of_all(args.weight, args.bias, args.document, args.initial_state, args.xbc,
                                          args.final_state)};
+}
+
+// Of zxbcdt only the x|B|C part is read, of its gradient that part written; sums are read and written.
+inline Cost cost(const ConvBackward& args) {
+    return {.bytes = 2 * costs::bytes_of_columns(args.zxbcdt, args.shape.conv_channels()) +
+                     costs::bytes_of_all(args.weight, args.bias, args.document, args.initial_state,
+                                         args.d_xbc, args.d_weight, args.d_weight, args.d_bias, args.d_bias,
+                                         args.d_initial_state)};
 }
 
 // Per token of the chunked algorithm with chunks of Q: states and their use 4 H P N; inside a chunk the
@@ -91,10 +115,34 @@ inline Cost cost(const SsdForward& args) {
             .flops = tokens * (4 * inner * static_cast<double>(s.state) + (chunk + 1) * (inner + shared))};
 }
 
+// Per token: five products over the states (dB, dC, u, y and the states' own gradients), 10 H P N; inside a
+// chunk the causal half of dy x^T and of its use in dx, 2 (Q + 1) H P, and of C B^T and its gradient's two
+// products, 3 (Q + 1) G N. Of the states only those entering chunks need cross memory.
+inline Cost cost(const SsdBackward& args) {
+    const MambaShape& s = args.shape;
+    const auto tokens = static_cast<double>(args.xbc.rows());
+    const auto inner = static_cast<double>(s.inner()), shared = static_cast<double>(s.groups * s.state);
+    const double chunk = static_cast<double>(std::min(args.chunk, args.xbc.size(1)));
+    return {.bytes = 2 * costs::bytes_of_columns(args.zxbcdt, s.heads) +
+                     costs::bytes_of_all(args.xbc, args.dt_bias, args.a_log, args.d, args.document,
+                                         args.chunk_states, args.d_y, args.d_final_state, args.d_xbc,
+                                         args.d_initial_state) +
+                     2 * costs::bytes_of_all(args.d_dt_bias, args.d_a_log, args.d_d),
+            .flops = tokens *
+                     (10 * inner * static_cast<double>(s.state) + (chunk + 1) * (2 * inner + 3 * shared))};
+}
+
 // Of zxbcdt only the z part is read.
 inline Cost cost(const GatedNormForward& args) {
     return {.bytes = costs::bytes_of_columns(args.zxbcdt, args.shape.inner()) +
                      costs::bytes_of_all(args.y, args.weight, args.out)};
+}
+
+// Of zxbcdt only the z part is read, of its gradient that part written.
+inline Cost cost(const GatedNormBackward& args) {
+    return {.bytes =
+                2 * costs::bytes_of_columns(args.zxbcdt, args.shape.inner()) +
+                costs::bytes_of_all(args.y, args.weight, args.d_out, args.d_y, args.d_weight, args.d_weight)};
 }
 
 // The causal half of q k^T and of its product with v; documents would make it less.
@@ -103,6 +151,15 @@ inline Cost cost(const AttentionForward& args) {
     const auto columns = static_cast<double>(args.heads * args.head_dim);
     return {.bytes = costs::bytes_of_all(args.q, args.k, args.v, args.document, args.out, args.lse),
             .flops = 2 * batch * columns * length * (length + 1)};
+}
+
+// The causal half of five products: scores and probabilities' gradients formed again, and three gradients.
+inline Cost cost(const AttentionBackward& args) {
+    const auto batch = static_cast<double>(args.q.size(0)), length = static_cast<double>(args.q.size(1));
+    const auto columns = static_cast<double>(args.heads * args.head_dim);
+    return {.bytes = costs::bytes_of_all(args.q, args.k, args.v, args.document, args.out, args.lse,
+                                         args.d_out, args.d_q, args.d_k, args.d_v),
+            .flops = 5 * batch * columns * length * (length + 1)};
 }
 
 // One product a model. Logits need not be stored, so they are no bytes; a tensor that models share is read
@@ -127,6 +184,23 @@ inline Cost cost(const CompareLogits& args) {
 inline Cost cost(const FeatureLoss& args) {
     return {.bytes = costs::bytes_of_all(args.student, args.teacher, args.targets, args.value, args.d_student,
                                          args.d_student)};
+}
+
+// One product a model and one for each gradient. Neither logits nor their gradient need be stored.
+inline Cost cost(const VocabularyLoss& args) {
+    const auto product = [](const LmHead& lm) {
+        return costs::product_flops(lm.hidden.size(0), lm.hidden.size(1), lm.head.size(0));
+    };
+    Cost all{.bytes = costs::bytes_of_all(args.student.hidden, args.student.head, args.targets, args.ce,
+                                          args.kl, args.reverse_kl, args.d_hidden, args.d_head, args.d_head),
+             .flops = product(args.student)};
+    if (args.teacher.head) {
+        all.bytes += costs::bytes_of_all(args.teacher.hidden, args.teacher.head);
+        all.flops += product(args.teacher);
+    }
+    if (args.d_hidden) all.flops += product(args.student);
+    if (args.d_head) all.flops += product(args.student);
+    return all;
 }
 
 inline Cost cost(const AbsoluteColumnSums& args) { return {.bytes = costs::bytes_of_all(args.x, args.out)}; }

@@ -47,11 +47,18 @@ Operations gpu_operations() {
     add_ssd(list, large, one);
     add_ssd(list, small, four);
     add_ssd(list, small, long_one);
+    add_ssd_backward(list, small, one);
+    add_ssd_backward(list, large, one);
+    add_ssd_backward(list, small, four);
     add_attention(list, small, one);
+    for (const bool deterministic : {true, false}) add_attention_backward(list, small, one, deterministic);
+    add_attention_backward(list, large, one, true);
     for (const ModelSizes& model : {small, large}) {
         add_rms_norm(list, model, four);
         add_conv(list, model, four);
         add_gated_norm(list, model, four);
+        add_conv_backward(list, model, four);
+        add_gated_norm_backward(list, model, four);
         add_squared_relu(list, model, four);
     }
     add_add(list, small, four);
@@ -65,6 +72,8 @@ Operations gpu_operations() {
         add_feature_loss(list, model, four);
     }
     add_optimizer(list, small);
+    for (const ModelSizes& model : {small, large}) add_product_gradients(list, model, one);
+    add_vocabulary_loss(list, small, one.rows());
     return list;
 }
 
@@ -75,10 +84,14 @@ Operations cpu_operations() {
     add_embedding(list, model, batch);
     add_products(list, model, batch);
     add_ssd(list, model, batch);
+    add_ssd_backward(list, model, batch);
     add_attention(list, model, batch);
+    add_attention_backward(list, model, batch, true);
     add_rms_norm(list, model, batch);
     add_conv(list, model, batch);
     add_gated_norm(list, model, batch);
+    add_conv_backward(list, model, batch);
+    add_gated_norm_backward(list, model, batch);
     add_squared_relu(list, model, batch);
     add_add(list, model, batch);
     add_column_sums(list, model, batch);
@@ -89,6 +102,8 @@ Operations cpu_operations() {
     add_squared_relu_backward(list, model, batch);
     add_feature_loss(list, model, batch);
     add_optimizer(list, model);
+    add_product_gradients(list, model, batch);
+    add_vocabulary_loss(list, model, batch.rows());
     return list;
 }
 

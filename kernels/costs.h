@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 
 #include "kernels/ops.h"
 
@@ -41,12 +42,47 @@ inline Cost cost(const RmsNormForward& args) {
     return {.bytes = costs::bytes_of_all(args.x, args.weight, args.out)};
 }
 
+// The rows that uniform draws of tokens touch are read and written: V (1 - (1 - 1/V)^R) of them.
+inline Cost cost(const EmbeddingBackward& args) {
+    const auto vocabulary = static_cast<double>(args.d_weight.size(0));
+    const auto rows = static_cast<double>(args.tokens.elements());
+    const double touched = vocabulary > 1 ? -std::expm1(rows * std::log1p(-1 / vocabulary)) : 1;
+    return {.bytes = costs::bytes_of_all(args.tokens, args.d_out) +
+                     2 * touched * costs::bytes_of_all(args.d_weight)};
+}
+
+// d_x is read and written, d_weight likewise.
+inline Cost cost(const RmsNormBackward& args) {
+    return {.bytes = costs::bytes_of_all(args.x, args.weight, args.d_out, args.d_x, args.d_x, args.d_weight,
+                                         args.d_weight)};
+}
+
 inline Cost cost(const LinearForward& args) {
     return {.bytes = costs::bytes_of_all(args.x, args.weight, args.residual, args.out),
             .flops = costs::product_flops(args.x.rows(), args.x.columns(), args.weight.size(0))};
 }
 
+// One product for each gradient; what accumulates is read too.
+inline Cost cost(const LinearBackward& args) {
+    Cost all{.bytes = costs::bytes_of_all(args.d_out)};
+    const int64_t rows = args.d_out.rows(), outputs = args.d_out.columns();
+    if (args.d_x) {
+        all.bytes += costs::bytes_of_all(args.weight, args.d_x);
+        if (args.d_x_accumulates) all.bytes += costs::bytes_of_all(args.d_x);
+        all.flops += costs::product_flops(rows, outputs, args.d_x.columns());
+    }
+    if (args.d_weight) {
+        all.bytes += costs::bytes_of_all(args.x, args.d_weight, args.d_weight);
+        all.flops += costs::product_flops(outputs, rows, args.d_weight.columns());
+    }
+    return all;
+}
+
 inline Cost cost(const SquaredReluForward& args) { return {.bytes = costs::bytes_of_all(args.x, args.out)}; }
+
+inline Cost cost(const SquaredReluBackward& args) {
+    return {.bytes = costs::bytes_of_all(args.x, args.d_out, args.d_x)};
+}
 
 inline Cost cost(const Add& args) { return {.bytes = costs::bytes_of_all(args.a, args.b, args.out)}; }
 
@@ -100,6 +136,15 @@ inline Cost cost(const AttentionForward& args) {
             .flops = 2 * batch * columns * length * (length + 1)};
 }
 
+// The causal half of five products: scores and probabilities' gradients formed again, and three gradients.
+inline Cost cost(const AttentionBackward& args) {
+    const auto batch = static_cast<double>(args.q.size(0)), length = static_cast<double>(args.q.size(1));
+    const auto columns = static_cast<double>(args.heads * args.head_dim);
+    return {.bytes = costs::bytes_of_all(args.q, args.k, args.v, args.document, args.out, args.lse,
+                                         args.d_out, args.d_q, args.d_k, args.d_v),
+            .flops = 5 * batch * columns * length * (length + 1)};
+}
+
 // One product a model. Logits need not be stored, so they are no bytes; a tensor that models share is read
 // once by each.
 inline Cost cost(const CompareLogits& args) {
@@ -115,6 +160,29 @@ inline Cost cost(const CompareLogits& args) {
         all.bytes += one.bytes + costs::bytes_of_all(out.loss, out.correct, out.kl, out.agrees, out.error,
                                                      out.hidden_mse, out.cosine);
     }
+    return all;
+}
+
+// d_student is read and written.
+inline Cost cost(const FeatureLoss& args) {
+    return {.bytes = costs::bytes_of_all(args.student, args.teacher, args.targets, args.value, args.d_student,
+                                         args.d_student)};
+}
+
+// One product a model and one for each gradient. Neither logits nor their gradient need be stored.
+inline Cost cost(const VocabularyLoss& args) {
+    const auto product = [](const LmHead& lm) {
+        return costs::product_flops(lm.hidden.size(0), lm.hidden.size(1), lm.head.size(0));
+    };
+    Cost all{.bytes = costs::bytes_of_all(args.student.hidden, args.student.head, args.targets, args.ce,
+                                          args.kl, args.reverse_kl, args.d_hidden, args.d_head, args.d_head),
+             .flops = product(args.student)};
+    if (args.teacher.head) {
+        all.bytes += costs::bytes_of_all(args.teacher.hidden, args.teacher.head);
+        all.flops += product(args.teacher);
+    }
+    if (args.d_hidden) all.flops += product(args.student);
+    if (args.d_head) all.flops += product(args.student);
     return all;
 }
 

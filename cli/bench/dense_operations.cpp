@@ -62,6 +62,35 @@ Check check_linear(Twin& twin, const LinearForward& args) {
     return twin.compare(part(rows, columns), args.out, rows, {columns}, out, Rounding::once);
 }
 
+// Some columns of d_x for the last rows, and some outputs of d_weight over all tokens; the worse of both
+// counts.
+Check check_linear_backward(Twin& twin, const LinearBackward& args) {
+    twin.device().zero(args.d_weight);
+    twin.device().run(args);
+    const Range rows = last(args.d_x.rows(), kCheckedRows),
+                columns = last(args.d_x.columns(), kCheckedColumns);
+    const int64_t tokens = args.d_out.rows(), output_count = args.d_out.columns();
+    const Tensor d_x = twin.empty({1, rows.count, columns.count});
+    LinearBackward own;
+    own.weight = twin.part(args.weight, {0, output_count}, {columns}, {output_count, columns.count});
+    own.d_out = as_sequence(twin, args.d_out, rows);
+    own.d_x = d_x;
+    twin.backend().run(own);
+    const Check input = twin.compare(part(rows, columns), args.d_x, rows, {columns}, d_x, Rounding::once);
+
+    const Range outputs = last(output_count, kCheckedRows);
+    const Tensor d_weight = twin.empty({outputs.count, args.d_weight.columns()});
+    twin.backend().zero(d_weight);
+    own = LinearBackward();
+    own.x = as_sequence(twin, args.x, {0, tokens});
+    own.d_out = twin.part(args.d_out, {0, tokens}, {outputs}, {1, tokens, outputs.count});
+    own.d_weight = d_weight;
+    twin.backend().run(own);
+    const Check weight = twin.compare(part(outputs, {0, d_weight.columns()}), args.d_weight, outputs,
+                                      {{0, d_weight.columns()}}, d_weight, Rounding::precise);
+    return weight.passed() ? input : weight;
+}
+
 Check check_squared_relu(Twin& twin, const SquaredReluForward& args) {
     const Range rows = last(args.x.rows(), kCheckedRows);
     const Tensor out = twin.empty({1, rows.count, args.x.columns()});
@@ -107,6 +136,32 @@ void add_product(Operations& list, const std::string& model, const ProductShape&
         check_linear);
 }
 
+void add_gradients(Operations& list, const std::string& model, const ProductShape& product, Batch batch) {
+    add<LinearBackward>(
+        list, "linear_backward",
+        fmt::format("{} {} B{} T{}", model, product.name, batch.sequences, batch.length),
+        [=](Memory& memory) {
+            const int64_t b = batch.sequences, t = batch.length;
+            return LinearBackward{
+                .x = memory.normal({b, t, product.inputs}),
+                .weight = memory.normal({product.outputs, product.inputs},
+                                        1 / std::sqrt(static_cast<double>(product.outputs))),
+                .d_out = memory.normal({b, t, product.outputs}),
+                .d_x = memory.empty({b, t, product.inputs}),
+                .d_weight = memory.empty_precise({product.outputs, product.inputs})};
+        },
+        check_linear_backward);
+}
+
+// in_proj, out_proj, up and down.
+std::vector<ProductShape> product_shapes(const ModelSizes& model) {
+    const MambaShape& mamba = model.mamba;
+    return {{"in_proj", model.width, mamba.projection(), false},
+            {"out_proj", mamba.inner(), model.width, true},
+            {"up", model.width, model.ffn, false},
+            {"down", model.ffn, model.width, true}};
+}
+
 }  // namespace
 
 void add_embedding(Operations& list, const ModelSizes& model, Batch batch) {
@@ -135,11 +190,11 @@ void add_rms_norm(Operations& list, const ModelSizes& model, Batch batch) {
 }
 
 void add_products(Operations& list, const ModelSizes& model, Batch batch) {
-    const MambaShape& mamba = model.mamba;
-    add_product(list, model.name, {"in_proj", model.width, mamba.projection(), false}, batch);
-    add_product(list, model.name, {"out_proj", mamba.inner(), model.width, true}, batch);
-    add_product(list, model.name, {"up", model.width, model.ffn, false}, batch);
-    add_product(list, model.name, {"down", model.ffn, model.width, true}, batch);
+    for (const ProductShape& product : product_shapes(model)) add_product(list, model.name, product, batch);
+}
+
+void add_product_gradients(Operations& list, const ModelSizes& model, Batch batch) {
+    for (const ProductShape& product : product_shapes(model)) add_gradients(list, model.name, product, batch);
 }
 
 void add_squared_relu(Operations& list, const ModelSizes& model, Batch batch) {

@@ -66,6 +66,39 @@ Check check_compare_logits(Twin& twin, const CompareLogits& args) {
     return worst;
 }
 
+// With all tokens but the last masked, so that the head's gradient is theirs alone: losses, the hidden
+// states' gradient and the last tokens of the vocabulary in the head's.
+Check check_vocabulary_loss(Twin& twin, const VocabularyLoss& args) {
+    const int64_t row_count = args.targets.elements(), vocabulary = args.student.head.size(0);
+    const Range rows = last(row_count, kCheckedRows), tokens = last(vocabulary, 64);
+    const std::vector<int32_t> masked(rows.begin, -1);
+    twin.device().copy(args.targets.data, reinterpret_cast<const std::byte*>(masked.data()),
+                       static_cast<int64_t>(masked.size() * sizeof(int32_t)));
+    twin.device().zero(args.d_head);
+    twin.device().run(args);
+
+    TwinHeads heads(twin);
+    VocabularyLoss own = args;
+    own.student = heads.of(args.student, rows);
+    own.teacher = heads.of(args.teacher, rows);
+    own.targets = twin.part(args.targets.view({row_count, 1}), rows, {{0, 1}}, {rows.count});
+    own.kl = twin.empty({rows.count});
+    own.d_hidden = twin.empty({rows.count, args.d_hidden.columns()});
+    own.d_head = twin.empty({vocabulary, args.d_head.columns()});
+    twin.backend().zero(own.d_head);
+    twin.backend().run(own);
+    const std::string name = fmt::format("rows {}..{}", rows.begin, rows.begin + rows.count - 1);
+    const Range width{0, args.d_hidden.columns()};
+    const Check checks[] = {
+        twin.compare(name + ", kl", args.kl.view({row_count, 1}), rows, {{0, 1}}, own.kl, Rounding::precise),
+        twin.compare(name + ", d_head", args.d_head, tokens, {width},
+                     own.d_head.slice(tokens.begin, tokens.count), Rounding::inside),
+        twin.compare(name + ", d_hidden", args.d_hidden, rows, {width}, own.d_hidden, Rounding::inside)};
+    for (const Check& check : checks)
+        if (!check.passed()) return check;
+    return checks[2];
+}
+
 }  // namespace
 
 void add_compare_logits(Operations& list, const ModelSizes& model, int64_t rows, int variants) {
@@ -96,6 +129,25 @@ void add_compare_logits(Operations& list, const ModelSizes& model, int64_t rows,
             return args;
         },
         check_compare_logits);
+}
+
+void add_vocabulary_loss(Operations& list, const ModelSizes& model, int64_t rows) {
+    add<VocabularyLoss>(
+        list, "vocabulary_loss", fmt::format("{} {} rows, KL and gradients", model.name, rows),
+        [=](Memory& memory) {
+            // Logits of deviation 3, as above.
+            const double scale = 3 / std::sqrt(static_cast<double>(model.width));
+            const Tensor head = memory.normal({model.vocabulary, model.width}, scale);
+            VocabularyLoss args{.student = {memory.normal({rows, model.width}), head},
+                                .teacher = {memory.normal({rows, model.width}), head},
+                                .targets = memory.indices({rows}, model.vocabulary),
+                                .kl = memory.empty_precise({rows})};
+            args.scale = 1 / static_cast<double>(rows);
+            args.d_hidden = memory.empty({rows, model.width});
+            args.d_head = memory.zeros(args.kl.dtype, {model.vocabulary, model.width});
+            return args;
+        },
+        check_vocabulary_loss);
 }
 
 }  // namespace minipuzzle::cli::bench

@@ -43,6 +43,12 @@ Tensor Memory::empty_precise(std::initializer_list<int64_t> extents) {
     return take_normal(precise_type(backend_.compute_type()), extents, 1);
 }
 
+Tensor Memory::zeros(DType dtype, std::initializer_list<int64_t> extents) {
+    const Tensor tensor = take(dtype, extents);
+    if (tensor.data) backend_.zero(tensor);
+    return tensor;
+}
+
 Tensor Memory::indices(std::initializer_list<int64_t> extents, int64_t limit) {
     const Tensor tensor = take(DType::i32, extents);
     if (!tensor.data) return tensor;

@@ -25,6 +25,7 @@ class Memory {
     // Of the precise type.
     Tensor precise(const std::vector<double>& values);
     Tensor empty_precise(std::initializer_list<int64_t> extents);
+    Tensor zeros(DType dtype, std::initializer_list<int64_t> extents);
     // Indices in [0, limit).
     Tensor indices(std::initializer_list<int64_t> extents, int64_t limit);
 

@@ -35,6 +35,8 @@ void add_embedding(Operations& list, const ModelSizes& model, Batch batch);
 void add_rms_norm(Operations& list, const ModelSizes& model, Batch batch);
 // in_proj, out_proj, up and down; the two that end a layer add the residual.
 void add_products(Operations& list, const ModelSizes& model, Batch batch);
+// Both gradients of each of them; d_weight accumulates.
+void add_product_gradients(Operations& list, const ModelSizes& model, Batch batch);
 void add_squared_relu(Operations& list, const ModelSizes& model, Batch batch);
 void add_add(Operations& list, const ModelSizes& model, Batch batch);
 void add_column_sums(Operations& list, const ModelSizes& model, Batch batch);
@@ -44,8 +46,18 @@ void add_gated_norm(Operations& list, const ModelSizes& model, Batch batch);
 void add_conv_backward(Operations& list, const ModelSizes& model, Batch batch);
 void add_gated_norm_backward(Operations& list, const ModelSizes& model, Batch batch);
 void add_attention(Operations& list, const ModelSizes& model, Batch batch);
+void add_attention_backward(Operations& list, const ModelSizes& model, Batch batch, bool deterministic);
+void add_embedding_backward(Operations& list, const ModelSizes& model, Batch batch);
+void add_rms_norm_backward(Operations& list, const ModelSizes& model, Batch batch);
+void add_squared_relu_backward(Operations& list, const ModelSizes& model, Batch batch);
+// Cosine and squared error.
+void add_feature_loss(Operations& list, const ModelSizes& model, Batch batch);
+// Gradient norms and AdamW over some of the model's parameters.
+void add_optimizer(Operations& list, const ModelSizes& model);
 // The scoring head: a base and this many variants.
 void add_compare_logits(Operations& list, const ModelSizes& model, int64_t rows, int variants);
+// Forward KL against a teacher as wide, with both gradients.
+void add_vocabulary_loss(Operations& list, const ModelSizes& model, int64_t rows);
 
 template <class Args>
 void add(Operations& list, const std::string& operation, const std::string& shape,

@@ -16,6 +16,7 @@
 #include <algorithm>
 #include <climits>
 
+#include "kernels/cuda/logit_rows.cuh"
 #include "kernels/cuda/operations.h"
 #include "kernels/cuda/products.h"
 
@@ -26,58 +27,8 @@ constexpr int64_t kChunkBytes = int64_t{512} << 20;  // float32 logits of one ch
 // Tiles of the library's products are 128, 192 or 256 rows high: chunks of 1024 rows, of which the last 64
 // fill a third of a tile 192 high, took 12 % longer a row than chunks of 768.
 constexpr int64_t kRowStep = 768, kRowTile = 192, kLargestChunk = 8448;
-constexpr int kBatch = 8;  // columns that a thread takes in at once
-constexpr float kLog2E = 1.44269504f;
-// Below every logit, and still finite when multiplied by log2(e).
-constexpr float kLowest = -2e38f;
-constexpr int kWarp = 32;
 
 // ---- a thread's part of a row -------------------------------------------------------------------
-
-__device__ float power_of_two(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-template <int kCount>
-struct Count {};
-
-// The columns of a row as one thread of kThreads visits them: whole batches, then single steps; ascending.
-// With kVector a step is 16 bytes, which needs a vocabulary that 4 divides; otherwise it is one column.
-template <int kThreads, bool kVector>
-struct Columns {
-    static constexpr int kStep = kVector ? 4 : 1;
-
-    // The column of a batch's j-th value.
-    static __device__ int of(int begin, int j) { return begin + j / kStep * (kThreads * kStep) + j % kStep; }
-
-    template <int kCount>
-    static __device__ void load(const float* row, int begin, float (&values)[kCount]) {
-#pragma unroll
-        for (int j = 0; j < kCount; j += kStep) {
-            if constexpr (kVector) {
-                const float4 four = __ldcs(reinterpret_cast<const float4*>(row + of(begin, j)));
-                values[j] = four.x, values[j + 1] = four.y, values[j + 2] = four.z, values[j + 3] = four.w;
-            } else {
-                values[j] = __ldcs(row + of(begin, j));
-            }
-        }
-    }
-
-    // visit(begin, Count<kCount>).
-    template <class Visit>
-    static __device__ void for_each(int vocabulary, const Visit& visit) {
-        constexpr int kStride = kThreads * kBatch;
-        const int whole = vocabulary / kStride * kStride, first = static_cast<int>(threadIdx.x) * kStep;
-        for (int begin = first; begin < whole; begin += kStride) {
-            visit(begin, Count<kBatch>{});
-        }
-        for (int begin = whole + first; begin < vocabulary; begin += kThreads * kStep) {
-            visit(begin, Count<kStep>{});
-        }
-    }
-};
 
 // A softmax so far. The sum is relative to 2^shift, shift = L * largest as rounded.
 struct OnlineSoftmax {
@@ -130,26 +81,6 @@ __device__ void find_largest(float& largest, int& argmax) {
     for (int warp = 0; warp < kWarps; ++warp) take(warp_largest[warp], warp_argmax[warp]);
 }
 
-// Sums over the block, valid in thread 0: lanes in a tree, then warps in order.
-template <int kThreads, int kSums>
-__device__ void add_up(double (&sums)[kSums]) {
-    constexpr int kWarps = kThreads / kWarp;
-    __shared__ double warp_sums[kWarps][kSums];
-#pragma unroll
-    for (int i = 0; i < kSums; ++i) {
-#pragma unroll
-        for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) sums[i] += __shfl_xor_sync(~0u, sums[i], lanes);
-        if (threadIdx.x % kWarp == 0) warp_sums[threadIdx.x / kWarp][i] = sums[i];
-    }
-    __syncthreads();
-    if (threadIdx.x > 0) return;
-#pragma unroll
-    for (int i = 0; i < kSums; ++i) {
-        sums[i] = 0;
-        for (int warp = 0; warp < kWarps; ++warp) sums[i] += warp_sums[warp][i];
-    }
-}
-
 // A whole row's softmax out of the threads': `share` becomes this thread's part of the sum, relative to the
 // shift that is returned.
 template <int kThreads>
@@ -163,10 +94,6 @@ __device__ float combine(OnlineSoftmax& row, double& share) {
 
 __device__ double natural_lse(float shift, double sum) {
     return (static_cast<double>(shift) + log2(sum)) / static_cast<double>(kLog2E);
-}
-
-__device__ void set(float* out, int64_t row, double value) {
-    if (out) out[row] = static_cast<float>(value);
 }
 
 // ---- the base's rows ----------------------------------------------------------------------------
@@ -351,8 +278,6 @@ int64_t chunk_rows(int64_t vocabulary) {
     return fit;
 }
 
-int64_t aligned(int64_t bytes) { return div_up(bytes, 256) * 256; }
-
 bool wants_logits(const LogitsComparison& out) {
     return out.loss || out.correct || out.kl || out.agrees || out.error;
 }
@@ -378,20 +303,6 @@ struct Scratch {
     }
 };
 
-float* at(const Tensor& tensor, int64_t row) { return tensor ? tensor.as<float>() + row : nullptr; }
-
-// kernel<kThreads, kVector> by the vocabulary: its size alone fixes the order of every sum.
-#define MP_LAUNCH_ROWS(kernel, context, rows, args)                                         \
-    do {                                                                                    \
-        const auto grid = static_cast<unsigned>(rows);                                      \
-        const bool wide = (args).vocabulary > 8192, vector = (args).vocabulary % 4 == 0;    \
-        if (wide && vector) kernel<512, true><<<grid, 512, 0, (context).stream>>>(args);    \
-        if (wide && !vector) kernel<512, false><<<grid, 512, 0, (context).stream>>>(args);  \
-        if (!wide && vector) kernel<128, true><<<grid, 128, 0, (context).stream>>>(args);   \
-        if (!wide && !vector) kernel<128, false><<<grid, 128, 0, (context).stream>>>(args); \
-        MP_CUDA_LAUNCHED();                                                                 \
-    } while (false)
-
 void launch(const Context& context, const BaseRows& args, int64_t rows) {
     MP_LAUNCH_ROWS(compare_base, context, rows, args);
 }
@@ -399,8 +310,6 @@ void launch(const Context& context, const BaseRows& args, int64_t rows) {
 void launch(const Context& context, const VariantRows& args, int64_t rows) {
     MP_LAUNCH_ROWS(compare_variant, context, rows, args);
 }
-
-#undef MP_LAUNCH_ROWS
 
 void launch_hidden(const Context& context, const CompareLogits& args, const LogitsComparison& out) {
     const HiddenRows rows{.hidden = reinterpret_cast<const __nv_bfloat16*>(out.variant.hidden.data),

@@ -1,5 +1,6 @@
-// out = x * weight^T (+ residual) for shapes no library algorithm takes. FLOPs: 2 * rows * inputs * outputs
-// on the float32 units; each block reads its 64 rows of x and of weight once. Correct and steady, not fast.
+// A product (+ residual) in any form, for shapes and addresses no library algorithm takes. FLOPs: 2 * rows *
+// inputs * outputs on the float32 units; each block reads its 64 rows of x and of weight once. Correct and
+// steady, not fast.
 #include <cuda_bf16.h>
 
 #include "kernels/cuda/product_plain.h"
@@ -13,9 +14,14 @@ constexpr int kDepth = 16;  // inputs staged at a time
 constexpr int kThreads = 256;
 constexpr int kEach = 4;  // rows, and outputs, of one thread, strided by 16
 
+// An operand: `lines` are the rows of x, or the outputs of weight.
+struct Operand {
+    const __nv_bfloat16* at;
+    int64_t line_stride, input_stride;  // elements; one of them is 1
+};
+
 struct Arguments {
-    const __nv_bfloat16* x;
-    const __nv_bfloat16* weight;
+    Operand x, weight;
     const void* residual;
     void* out;
     int64_t rows, inputs, outputs, output_tiles;
@@ -26,13 +32,16 @@ __device__ float load(const __nv_bfloat16* from) { return __bfloat162float(*from
 __device__ void store(float* to, float value) { *to = value; }
 __device__ void store(__nv_bfloat16* to, float value) { *to = __float2bfloat16_rn(value); }
 
-// Stages matrix[first + 0..63, input + 0..15] transposed; zero outside. Consecutive threads read along a row.
-__device__ void stage(float (&tile)[kDepth][kTile + 1], const __nv_bfloat16* matrix, int64_t first,
-                      int64_t count, int64_t input, int64_t inputs) {
+// Stages lines first + 0..63, inputs input + 0..15; zero outside. Consecutive threads read neighbours.
+__device__ void stage(float (&tile)[kDepth][kTile + 1], const Operand& operand, int64_t first, int64_t count,
+                      int64_t input, int64_t inputs) {
+    const bool along_inputs = operand.input_stride == 1;
     for (int i = threadIdx.x; i < kTile * kDepth; i += kThreads) {
-        const int depth = i % kDepth, line = i / kDepth;
+        const int depth = along_inputs ? i % kDepth : i / kTile, line = along_inputs ? i / kDepth : i % kTile;
         const bool inside = first + line < count && input + depth < inputs;
-        tile[depth][line] = inside ? load(matrix + (first + line) * inputs + input + depth) : 0.0f;
+        tile[depth][line] = inside ? load(operand.at + (first + line) * operand.line_stride +
+                                          (input + depth) * operand.input_stride)
+                                   : 0.0f;
     }
 }
 
@@ -70,19 +79,25 @@ __global__ void __launch_bounds__(kThreads) product_kernel(Arguments a) {
         }
 }
 
+Operand x_of(const Product& product) {
+    const auto* at = reinterpret_cast<const __nv_bfloat16*>(product.x);
+    if (product.form == ProductForm::weight_gradient) return {at, 1, product.rows};
+    return {at, product.inputs, 1};
+}
+
+Operand weight_of(const Product& product) {
+    const auto* at = reinterpret_cast<const __nv_bfloat16*>(product.weight);
+    if (product.form == ProductForm::forward) return {at, product.inputs, 1};
+    return {at, 1, product.outputs};
+}
+
 }  // namespace
 
 void product_plain(const Context& context, const Product& product) {
     if (product.rows == 0 || product.outputs == 0) return;
     const int64_t output_tiles = div_up(product.outputs, kTile);
-    const Arguments arguments{reinterpret_cast<const __nv_bfloat16*>(product.x),
-                              reinterpret_cast<const __nv_bfloat16*>(product.weight),
-                              product.residual,
-                              product.out,
-                              product.rows,
-                              product.inputs,
-                              product.outputs,
-                              output_tiles};
+    const Arguments arguments{x_of(product), weight_of(product), product.residual, product.out,
+                              product.rows,  product.inputs,     product.outputs,  output_tiles};
     const int blocks = narrow<int>(div_up(product.rows, kTile) * output_tiles);
     if (product.out_type == DType::f32)
         product_kernel<float><<<blocks, kThreads, 0, context.stream>>>(arguments);

@@ -1,8 +1,9 @@
 #include "kernels/cuda/products.h"
 
 #include <algorithm>
+#include <bit>
+#include <compare>
 #include <optional>
-#include <tuple>
 #include <type_traits>
 #include <vector>
 
@@ -14,7 +15,7 @@ namespace minipuzzle::cuda {
 namespace {
 
 constexpr int64_t kWorkspaceBytes = int64_t{64} << 20;
-// The algorithm of a shape is asked for at this number of rows and used for every number of rows.
+// The algorithm of a weight shape is asked for at this number of rows and used for every number of rows.
 constexpr int64_t kReferenceRows = 8192;
 constexpr int kCandidates = 16;
 
@@ -28,22 +29,22 @@ using Preference = Owned<std::remove_pointer_t<cublasLtMatmulPreference_t>>;
 // With a residual the factors 1 of the product and of the residual lie in device memory, where the library
 // cannot see that they are 1: in place it would otherwise let the memory system add, which rounds the product
 // to bf16 before the sum, so that a result depended on where it is written.
-Desc make_desc(bool with_residual) {
+Desc make_desc(cublasOperation_t weight, cublasOperation_t x, bool with_residual) {
     cublasLtMatmulDesc_t desc = nullptr;
     MP_CUBLAS(cublas_lt().desc_create(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
     Desc owned(desc, cublas_lt().desc_destroy);
-    const cublasOperation_t transposed = CUBLAS_OP_T;
     const int32_t factors = with_residual ? CUBLASLT_POINTER_MODE_DEVICE : CUBLASLT_POINTER_MODE_HOST;
-    MP_CUBLAS(cublas_lt().desc_set(desc, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed));
+    MP_CUBLAS(cublas_lt().desc_set(desc, CUBLASLT_MATMUL_DESC_TRANSA, &weight, sizeof weight));
+    MP_CUBLAS(cublas_lt().desc_set(desc, CUBLASLT_MATMUL_DESC_TRANSB, &x, sizeof x));
     MP_CUBLAS(cublas_lt().desc_set(desc, CUBLASLT_MATMUL_DESC_POINTER_MODE, &factors, sizeof factors));
     return owned;
 }
 
-// A column-major matrix: a row-major one of `columns` rows and `rows` columns, without padding.
+// A row-major matrix as the library sees it: column-major, transposed.
 Layout make_layout(cudaDataType_t type, int64_t rows, int64_t columns) {
     cublasLtMatrixLayout_t layout = nullptr;
     MP_CUBLAS(
-        cublas_lt().layout_create(&layout, type, narrow<uint64_t>(rows), narrow<uint64_t>(columns), rows));
+        cublas_lt().layout_create(&layout, type, narrow<uint64_t>(columns), narrow<uint64_t>(rows), columns));
     return Layout(layout, cublas_lt().layout_destroy);
 }
 
@@ -52,36 +53,87 @@ uint32_t row_alignment(int64_t row_bytes) {
     return static_cast<uint32_t>(std::min<int64_t>(256, row_bytes & -row_bytes));
 }
 
-void require_aligned(const std::byte* memory, uint32_t alignment) {
-    MP_ASSERT(reinterpret_cast<uintptr_t>(memory) % alignment == 0);
+bool is_aligned(const std::byte* memory, uint32_t alignment) {
+    return reinterpret_cast<uintptr_t>(memory) % alignment == 0;
 }
 
-// Everything cuBLASLt wants to know about one weight shape. The library is column-major: it sees weight^T
-// [inputs, outputs], x^T [inputs, rows] and out^T [outputs, rows], so out^T = (weight^T)^T * x^T.
-struct Plan {
-    Plan(int64_t inputs, int64_t outputs, DType out_type, bool with_residual)
-        : desc(make_desc(with_residual)),
-          weight(make_layout(CUDA_R_16BF, inputs, outputs)),
-          x(make_layout(CUDA_R_16BF, inputs, kReferenceRows)),
-          out(make_layout(out_type == DType::f32 ? CUDA_R_32F : CUDA_R_16BF, outputs, kReferenceRows)),
-          input_alignment(row_alignment(inputs * 2)),
-          output_alignment(row_alignment(outputs * bytes_of(out_type))) {}
+bool sums_over_tokens(ProductForm form) { return form == ProductForm::weight_gradient; }
 
-    void set_rows(int64_t rows) {
-        if (rows == rows_) return;
-        const uint64_t columns = narrow<uint64_t>(rows);
-        MP_CUBLAS(cublas_lt().layout_set(x.get(), CUBLASLT_MATRIX_LAYOUT_COLS, &columns, sizeof columns));
-        MP_CUBLAS(cublas_lt().layout_set(out.get(), CUBLASLT_MATRIX_LAYOUT_COLS, &columns, sizeof columns));
-        rows_ = rows;
+// What decides on the algorithm: everything but the number of tokens, of which only the size that the
+// algorithm is chosen for is here.
+struct Shape {
+    ProductForm form;
+    int64_t fixed, outputs;  // fixed: rows of a weight gradient, else inputs
+    DType out_type;
+    bool with_residual;
+    int64_t reference_tokens;
+    auto operator<=>(const Shape&) const = default;
+
+    explicit Shape(const Product& product)
+        : form(product.form),
+          fixed(sums_over_tokens(product.form) ? product.rows : product.inputs),
+          outputs(product.outputs),
+          out_type(product.out_type),
+          with_residual(product.residual != nullptr),
+          reference_tokens(reference(product)) {}
+
+    // The least number of tokens that the algorithm has to serve.
+    int64_t fewest_tokens() const { return sums_over_tokens(form) ? reference_tokens / 2 + 1 : 1; }
+
+  private:
+    static int64_t reference(const Product& product) {
+        if (sums_over_tokens(product.form))
+            return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(product.inputs)));
+        return product.reference_rows > 0 ? product.reference_rows : kReferenceRows;
+    }
+};
+
+// Everything cuBLASLt wants to know about one shape. The library is column-major: it sees weight^T, x^T and
+// out^T [outputs, rows], and forms out^T = weight^T * x^T.
+struct Plan {
+    explicit Plan(const Shape& shape)
+        : desc(make_desc(shape.form == ProductForm::forward ? CUBLAS_OP_T : CUBLAS_OP_N,
+                         sums_over_tokens(shape.form) ? CUBLAS_OP_T : CUBLAS_OP_N, shape.with_residual)),
+          weight(weight_layout(shape)),
+          x(make_layout(CUDA_R_16BF, shape.reference_tokens, shape.fixed)),
+          out(make_layout(shape.out_type == DType::f32 ? CUDA_R_32F : CUDA_R_16BF,
+                          sums_over_tokens(shape.form) ? shape.fixed : shape.reference_tokens,
+                          shape.outputs)),
+          varying(sums_over_tokens(shape.form) ? weight.get() : out.get()),
+          weight_alignment(
+              row_alignment(2 * (shape.form == ProductForm::forward ? shape.fixed : shape.outputs))),
+          x_alignment(row_alignment(2 * shape.fixed)),
+          out_alignment(row_alignment(shape.outputs * bytes_of(shape.out_type))),
+          tokens_(shape.reference_tokens) {}
+
+    // Rows of x as it lies.
+    void set_tokens(int64_t tokens) {
+        if (tokens == tokens_) return;
+        const uint64_t columns = narrow<uint64_t>(tokens);
+        for (cublasLtMatrixLayout_t layout : {x.get(), varying})
+            MP_CUBLAS(cublas_lt().layout_set(layout, CUBLASLT_MATRIX_LAYOUT_COLS, &columns, sizeof columns));
+        tokens_ = tokens;
+    }
+
+    bool takes_memory_of(const Product& product) const {
+        return is_aligned(product.x, x_alignment) && is_aligned(product.weight, weight_alignment) &&
+               is_aligned(product.residual, out_alignment) && is_aligned(product.out, out_alignment);
     }
 
     Desc desc;
     Layout weight, x, out;
-    uint32_t input_alignment, output_alignment;
+    cublasLtMatrixLayout_t varying;  // the other layout that has as many rows as x
+    uint32_t weight_alignment, x_alignment, out_alignment;
     std::optional<cublasLtMatmulAlgo_t> algorithm;  // none: product_plain
 
   private:
-    int64_t rows_ = kReferenceRows;  // that the layouts say
+    static Layout weight_layout(const Shape& shape) {
+        if (shape.form == ProductForm::forward) return make_layout(CUDA_R_16BF, shape.outputs, shape.fixed);
+        const int64_t rows = sums_over_tokens(shape.form) ? shape.reference_tokens : shape.fixed;
+        return make_layout(CUDA_R_16BF, rows, shape.outputs);
+    }
+
+    int64_t tokens_;  // that the layouts say
 };
 
 void set(cublasLtMatmulPreference_t preference, cublasLtMatmulPreferenceAttributes_t attribute, auto value) {
@@ -95,10 +147,10 @@ Preference make_preference(const Plan& plan) {
     set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t{kWorkspaceBytes});
     set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
         uint32_t{CUBLASLT_REDUCTION_SCHEME_NONE | CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE});
-    set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, plan.input_alignment);
-    set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, plan.input_alignment);
-    set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, plan.output_alignment);
-    set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, plan.output_alignment);
+    set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, plan.weight_alignment);
+    set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, plan.x_alignment);
+    set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, plan.out_alignment);
+    set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, plan.out_alignment);
     return owned;
 }
 
@@ -110,25 +162,32 @@ T attribute(const cublasLtMatmulAlgo_t& algorithm, cublasLtMatmulAlgoConfigAttri
     return value;
 }
 
-// Whether each element of the result is one sum over all inputs, in one place: then the order of that sum
-// cannot depend on how many rows there are.
-bool sums_in_one_piece(const cublasLtMatmulAlgo_t& algorithm) {
+// Whether a result's bits are what they have to be. A row's must not depend on the number of rows: each
+// element is one sum over all inputs, in one place. A weight gradient is a sum over all tokens anyway: it may
+// be summed in pieces that are added in a fixed order, as float32 in the workspace.
+bool sums_as_demanded(const cublasLtMatmulAlgo_t& algorithm, const Shape& shape) {
+    const auto scheme = attribute<uint32_t>(algorithm, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME);
+    if (sums_over_tokens(shape.form))
+        return scheme == CUBLASLT_REDUCTION_SCHEME_NONE || scheme == CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     return attribute<int32_t>(algorithm, CUBLASLT_ALGO_CONFIG_SPLITK_NUM) == 1 &&
-           attribute<uint32_t>(algorithm, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME) ==
-               CUBLASLT_REDUCTION_SCHEME_NONE;
+           scheme == CUBLASLT_REDUCTION_SCHEME_NONE;
 }
 
 // The library ranks its proposals by a model of the chip that leaves out the power limit, which every large
-// product runs into. For wide results Hopper's 176 x 128 tile is then 2 to 9 % faster than the first proposal
-// (NOTES.md), so it goes first where it is among them.
-bool goes_first(const cublasLtMatmulAlgo_t& algorithm, const Product& product, int architecture) {
+// product runs into. On Hopper a smaller tile is then faster than the first proposal (NOTES.md): for wide
+// results 176 x 128 in a forward product (by 2 to 9 %) and 128 x 160 in an input gradient (4 to 5 %), and 128
+// x 160 in any weight gradient large enough for it to be proposed (4 to 10 %). It goes first where it is
+// among the proposals.
+bool goes_first(const cublasLtMatmulAlgo_t& algorithm, const Shape& shape, int architecture) {
     constexpr int64_t kWide = 6144;
-    return architecture == 90 && product.outputs >= kWide &&
-           attribute<uint32_t>(algorithm, CUBLASLT_ALGO_CONFIG_TILE_ID) == CUBLASLT_MATMUL_TILE_176x128;
+    if (architecture != 90 || (shape.outputs < kWide && !sums_over_tokens(shape.form))) return false;
+    const auto tile =
+        shape.form == ProductForm::forward ? CUBLASLT_MATMUL_TILE_176x128 : CUBLASLT_MATMUL_TILE_128x160;
+    return attribute<uint32_t>(algorithm, CUBLASLT_ALGO_CONFIG_TILE_ID) == static_cast<uint32_t>(tile);
 }
 
-// The library's proposals for the reference number of rows, best first by its own ranking: rules, nothing is
-// timed.
+// The library's proposals for the reference number of tokens, best first by its own ranking: rules, nothing
+// is timed.
 std::vector<cublasLtMatmulHeuristicResult_t> propose(cublasLtHandle_t handle, const Plan& plan) {
     const Preference preference = make_preference(plan);
     std::vector<cublasLtMatmulHeuristicResult_t> found(kCandidates);
@@ -141,11 +200,11 @@ std::vector<cublasLtMatmulHeuristicResult_t> propose(cublasLtHandle_t handle, co
     return found;
 }
 
-// The best proposal that sums in one piece and takes any number of rows; none where there is none.
-std::optional<cublasLtMatmulAlgo_t> choose_algorithm(cublasLtHandle_t handle, Plan& plan,
-                                                     const Product& product, int architecture) {
-    const auto takes = [&](const cublasLtMatmulAlgo_t& algorithm, int64_t rows) {
-        plan.set_rows(rows);
+// The best proposal that sums as demanded and takes any number of tokens; none where there is none.
+std::optional<cublasLtMatmulAlgo_t> choose_algorithm(cublasLtHandle_t handle, Plan& plan, const Shape& shape,
+                                                     int architecture) {
+    const auto takes = [&](const cublasLtMatmulAlgo_t& algorithm, int64_t tokens) {
+        plan.set_tokens(tokens);
         cublasLtMatmulHeuristicResult_t result{};
         return cublas_lt().algo_check(handle, plan.desc.get(), plan.weight.get(), plan.x.get(),
                                       plan.out.get(), plan.out.get(), &algorithm,
@@ -154,20 +213,18 @@ std::optional<cublasLtMatmulAlgo_t> choose_algorithm(cublasLtHandle_t handle, Pl
     };
     auto proposals = propose(handle, plan);
     std::erase_if(proposals, [&](const auto& proposal) {
-        return proposal.state != CUBLAS_STATUS_SUCCESS || !sums_in_one_piece(proposal.algo) ||
-               !takes(proposal.algo, 1) || !takes(proposal.algo, kReferenceRows);
+        return proposal.state != CUBLAS_STATUS_SUCCESS || !sums_as_demanded(proposal.algo, shape) ||
+               !takes(proposal.algo, shape.fewest_tokens()) || !takes(proposal.algo, shape.reference_tokens);
     });
     if (proposals.empty()) return std::nullopt;
     const auto first = std::ranges::find_if(
-        proposals, [&](const auto& proposal) { return goes_first(proposal.algo, product, architecture); });
+        proposals, [&](const auto& proposal) { return goes_first(proposal.algo, shape, architecture); });
     return first != proposals.end() ? first->algo : proposals.front().algo;
 }
 
 }  // namespace
 
 struct Products::State {
-    using Key = std::tuple<int64_t, int64_t, DType, bool>;  // inputs, outputs, out_type, residual
-
     State() {
         MP_CUBLAS(cublas_lt().create(&handle));
         const float value = 1;
@@ -187,18 +244,17 @@ struct Products::State {
     void* workspace() { return memory; }
     void* one() { return static_cast<std::byte*>(memory) + kWorkspaceBytes; }
 
-    Plan& plan_of(const Product& product, int architecture) {
-        const Key key{product.inputs, product.outputs, product.out_type, product.residual != nullptr};
-        const auto known = plans.find(key);
+    Plan& plan_of(const Shape& shape, int architecture) {
+        const auto known = plans.find(shape);
         if (known != plans.end()) return known->second;
-        Plan plan(product.inputs, product.outputs, product.out_type, product.residual != nullptr);
-        plan.algorithm = choose_algorithm(handle, plan, product, architecture);
-        return plans.emplace(key, std::move(plan)).first->second;
+        Plan plan(shape);
+        plan.algorithm = choose_algorithm(handle, plan, shape, architecture);
+        return plans.emplace(shape, std::move(plan)).first->second;
     }
 
     cublasLtHandle_t handle = nullptr;
     void* memory = nullptr;  // the workspace, then a float32 1
-    std::map<Key, Plan> plans;
+    std::map<Shape, Plan> plans;
 };
 
 Products::Products() : state_(std::make_unique<State>()) {}
@@ -211,13 +267,9 @@ void Products::run(const Context& context, const Product& product) {
     MP_ASSERT(product.out_type == DType::bf16 || product.out_type == DType::f32);
     MP_ASSERT(product.inputs > 0);
     if (product.rows == 0 || product.outputs == 0) return;
-    Plan& plan = state_->plan_of(product, context.architecture);
-    if (!plan.algorithm) return product_plain(context, product);
-    require_aligned(product.x, plan.input_alignment);
-    require_aligned(product.weight, plan.input_alignment);
-    require_aligned(product.residual, plan.output_alignment);
-    require_aligned(product.out, plan.output_alignment);
-    plan.set_rows(product.rows);
+    Plan& plan = state_->plan_of(Shape(product), context.architecture);
+    if (!plan.algorithm || !plan.takes_memory_of(product)) return product_plain(context, product);
+    plan.set_tokens(sums_over_tokens(product.form) ? product.inputs : product.rows);
     const float one = 1, zero = 0;
     const bool adds = product.residual != nullptr;
     const void* const alpha = adds ? state_->one() : &one;

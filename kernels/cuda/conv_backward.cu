@@ -351,7 +351,7 @@ __global__ void __launch_bounds__(kWarp* PartialSums::kSlices)
 // Tokens of one run: long ones read few rows twice and leave few partials, short ones fill the device.
 int64_t run_length(int64_t batch, int64_t time, int64_t channels) {
     constexpr int64_t kEnoughWarps = 8192;
-    for (const int64_t run : {128, 64}) {
+    for (const int64_t run : {256, 128, 64}) {
         if (batch * div_up(time, run) * div_up(channels, 4 * kWarp) >= kEnoughWarps) return run;
     }
     return 32;
@@ -406,7 +406,7 @@ int64_t scratch_bytes(const ConvBackward& args) {
 }
 
 // 8B: 4 * conv_channels read and 2 * conv_channels written per token (60 KiB at 10240 channels; of a run of
-// 128 tokens six rows of zxbcdt and three of d_xbc are read twice, and the partials of 512 tokens take
+// 256 tokens six rows of zxbcdt and three of d_xbc are read twice, and the partials of 1024 tokens take
 // 20 * conv_channels written and read); 6 * Kc + 10 FLOPs, an exponential and a reciprocal per element.
 void run(const Context& context, const ConvBackward& args) {
     const ConvInput in = conv_input(args);

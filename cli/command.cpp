@@ -46,6 +46,22 @@ void add_weight_memory(OptionTable& table, int64_t& weight_memory) {
                 "device memory for a model's weights; layers beyond it are streamed; 0: all stay there");
 }
 
+void TrainingOptions::add_to(OptionTable& table) {
+    table.word("moments", {"f32", "bf16"}, moments, "the type that AdamW's moments are kept in");
+    table.word(
+        "recompute", {"auto", "none", "selective", "full"}, recompute,
+        "what of a layer's activations its backward computes again; auto: as little as the memory takes");
+    table.bytes("memory", memory, "the most device memory to use; 0: what is available");
+    table.flag("no-deterministic", no_deterministic,
+               "let attention's backward sum in any order where that is faster");
+}
+
+std::optional<Recompute> TrainingOptions::policy() const {
+    for (Recompute policy : {Recompute::none, Recompute::selective, Recompute::full})
+        if (recompute == minipuzzle::name(policy)) return policy;
+    return std::nullopt;
+}
+
 void WindowOptions::add_to(OptionTable& table) {
     table.count("seq-len", seq_len, "predicted tokens a window; longer rows are cut", 1);
     table.count("samples", samples, "windows, in seeded order; 0: all");

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cli/command.h"
+#include "runtime/layer_activations.h"
 
 namespace minipuzzle::cli {
 
@@ -31,6 +32,17 @@ struct WeightOptions {
 
 // The one option of these that goes with any model.
 void add_weight_memory(OptionTable& table, int64_t& weight_memory);
+
+// What a training step keeps and how exact its order is; shared by distill and bench.
+struct TrainingOptions {
+    std::string moments = "f32", recompute = "auto";
+    int64_t memory = 0;  // bytes; 0: what the device has available
+    bool no_deterministic = false;
+
+    void add_to(OptionTable& table);
+    std::optional<Recompute> policy() const;  // none for "auto"
+    bool bf16_moments() const { return moments == "bf16"; }
+};
 
 struct InspectCommand : Command {
     std::vector<std::string> targets;
@@ -90,7 +102,9 @@ struct DistillCommand : Command {
     std::vector<std::string> data;
     int64_t tokens = 1'000'000, batch = 8, micro_batch = 0, seq_len = 512, warmup = 10, save_every = 0;
     double lr = 1e-4, min_lr_ratio = 0.1, weight_decay = 0.1, clip = 1.0;
-    double kl = 1, ce = 0, feature = 0, temperature = 1;
+    double kl = 1, ce = 0, feature = 0, temperature = 1, reverse_kl = 0;
+    int64_t top_k = 0, weight_memory = 0;
+    TrainingOptions training;
     bool no_isolate = false, resume = false, resume_elsewhere = false, dry_run = false;
 
     const char* name() const override { return "distill"; }
@@ -114,9 +128,10 @@ struct EvalCommand : Command {
 };
 
 struct BenchCommand : Command {
-    std::string what, match, model;
+    std::string what, match, model, distill;
     WeightOptions weights;
-    int64_t prefill = 8192, batch = 1;
+    int64_t prefill = 8192, batch = 1, seq_len = 8192;
+    TrainingOptions training;
     bool sweep = false;
 
     const char* name() const override { return "bench"; }

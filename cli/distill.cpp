@@ -3,6 +3,7 @@
 
 #include <filesystem>
 
+#include "cli/bench/limits.h"
 #include "cli/commands.h"
 #include "cli/model_loading.h"
 #include "cli/student.h"
@@ -34,28 +35,42 @@ distill::TrainOptions train_options(const DistillCommand& command, const Context
                                   .resume = command.resume,
                                   .resume_elsewhere = command.resume_elsewhere,
                                   .dry_run = command.dry_run,
+                                  .bf16_moments = command.training.bf16_moments(),
+                                  .deterministic = !command.training.no_deterministic,
+                                  .recompute = command.training.policy(),
+                                  .memory = command.training.memory,
                                   .control = context.control};
     options.loss.kl = command.kl;
     options.loss.ce = command.ce;
     options.loss.feature = command.feature;
     options.loss.temperature = command.temperature;
+    options.loss.reverse_kl = command.reverse_kl;
+    options.loss.top_k = command.top_k;
     options.loss.feature_kind = distill::parse_feature_kind(command.feature_kind);
     return options;
 }
 
-// The student of the command, whichever way it is given; owns what distill::Student points to.
+// The student of the command, whichever way it is given; owns what distill::Student points to, once it lies
+// where it stays (see settle).
 struct StudentHome {
     std::optional<Checkpoint> checkpoint;  // with --student or --plan
-    std::optional<WeightMemory> memory;
+    std::unique_ptr<ParameterSource> source;
     distill::Student student;
     fs::path data_folder;  // where its tokenizer lies
     Json config;
+
+    void settle() {
+        if (checkpoint) {
+            student.layout = &*checkpoint;
+            source = checkpoint_source(*checkpoint);
+        }
+        student.source = source.get();
+    }
 };
 
-StudentHome from_folder(Backend& backend, const fs::path& folder, const Checkpoint* teacher) {
+StudentHome from_folder(const fs::path& folder, const Checkpoint* teacher) {
     StudentHome home;
     home.checkpoint.emplace(folder);
-    home.memory.emplace(load_weights(backend, *home.checkpoint));
     home.data_folder = folder;
     home.config = home.checkpoint->config();
     home.student.architecture = home.checkpoint->architecture();
@@ -70,7 +85,7 @@ StudentHome from_folder(Backend& backend, const fs::path& folder, const Checkpoi
     return home;
 }
 
-StudentHome from_config(Backend& backend, const fs::path& init, uint64_t seed) {
+StudentHome from_config(const fs::path& init, uint64_t seed) {
     const fs::path file = fs::is_directory(init) ? init / "config.json" : init;
     StudentHome home;
     home.data_folder = file.has_parent_path() ? file.parent_path() : fs::path(".");
@@ -78,7 +93,7 @@ StudentHome from_config(Backend& backend, const fs::path& init, uint64_t seed) {
     home.student.architecture = parse_architecture(home.config, file.string());
     const auto range = home.config.find("initializer_range");
     const double spread = range != home.config.end() && range->is_number() ? range->get<double>() : 0.02;
-    home.memory.emplace(random_weights(backend, home.student.architecture, seed, spread));
+    home.source = random_source(home.student.architecture, seed, spread);
     home.student.config = home.config;
     for (const char* name :
          {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"})
@@ -87,12 +102,24 @@ StudentHome from_config(Backend& backend, const fs::path& init, uint64_t seed) {
     return home;
 }
 
-CommandResult result_of(const distill::TrainOutcome& outcome, const DistillCommand& command) {
+// What a whole run takes at least: its useful FLOPs at the rate of one large product.
+std::string expected_time(const distill::TrainOutcome& outcome, double product_rate) {
+    const double flops = outcome.step_flops * static_cast<double>(outcome.steps);
+    return fmt::format(
+        "at least {:.4g} s: {:.4g} TFLOP of products at the {:.4g} TFLOP/s that one large product reached on "
+        "this device just now; real steps take longer\n",
+        flops / product_rate, flops * 1e-12, product_rate * 1e-12);
+}
+
+CommandResult result_of(const distill::TrainOutcome& outcome, const DistillCommand& command,
+                        double product_rate) {
     Json json = {{"out", command.out},
                  {"steps", outcome.steps},
                  {"tokens", outcome.tokens},
                  {"first_loss", outcome.first_loss},
                  {"last_loss", outcome.last_loss},
+                 {"skipped", outcome.skipped},
+                 {"step_flops", outcome.step_flops},
                  {"peak_bytes", outcome.peak_bytes},
                  {"dry_run", command.dry_run}};
     std::string text =
@@ -101,7 +128,9 @@ CommandResult result_of(const distill::TrainOutcome& outcome, const DistillComma
             : fmt::format("{}: {} steps, {} tokens, loss {:.6f} at first, {:.6f} at last\n", command.out,
                           outcome.steps, outcome.tokens, outcome.first_loss, outcome.last_loss);
     text += fmt::format("peak memory {}\n", format_bytes(outcome.peak_bytes));
-    if (command.dry_run) text += outcome.memory_table;
+    if (outcome.skipped > 0)
+        text += fmt::format("{} updates were skipped: their gradients were not finite\n", outcome.skipped);
+    if (command.dry_run) text += expected_time(outcome, product_rate) + outcome.memory_table;
     return {std::move(json), text};
 }
 
@@ -145,8 +174,12 @@ OptionTable DistillCommand::options() {
     table.number("feature", feature, "weight of the hidden states' distance");
     table.word("feature-kind", {"cosine", "mse"}, feature_kind, "that distance");
     table.number("temperature", temperature, "of the KL");
+    table.number("reverse-kl", reverse_kl, "weight of the KL from the student to the teacher");
+    table.count("top-k", top_k, "the KL sees the teacher's K likeliest tokens only; 0: all");
     table.number("weight-decay", weight_decay, "AdamW's, on matrices");
     table.number("clip", clip, "largest global gradient norm; 0: none");
+    add_weight_memory(table, weight_memory);
+    training.add_to(table);
     table.flag("no-isolate", no_isolate, "let the documents of a row see each other");
     table.count("save-every", save_every, "steps between checkpoints; 0: at the end and when interrupted");
     table.flag("resume", resume, "go on from the last checkpoint in --out");
@@ -158,35 +191,40 @@ OptionTable DistillCommand::options() {
 CommandResult DistillCommand::run(const Context& context) {
     check_options(*this);
     const auto backend = open_backend(context);
-    std::optional<LoadedModel> teacher_model;
-    if (!teacher.empty()) teacher_model.emplace(*backend, teacher);
-    const Checkpoint* teacher_checkpoint = teacher_model ? &teacher_model->checkpoint : nullptr;
+    std::optional<Checkpoint> teacher_checkpoint;
+    if (!teacher.empty()) teacher_checkpoint.emplace(teacher);
 
     const fs::path cut = fs::path(out) / kCutStudent;
     std::optional<Corpus> corpus;
     if (!plan.empty()) {  // everything that may be wrong with the input is looked at before the folder is
                           // made
         const ChosenPlan chosen = choose_plan(plan, "", "");
-        check_plan(chosen.plan, teacher_model->architecture(), plan);
-        corpus.emplace(DataReader(teacher, teacher_model->architecture(), teacher_checkpoint->config())
+        check_plan(chosen.plan, teacher_checkpoint->architecture(), plan);
+        corpus.emplace(DataReader(teacher, teacher_checkpoint->architecture(), teacher_checkpoint->config())
                            .for_training(data));
         claim_folder(out);
-        write_student(teacher_model->checkpoint, chosen, context.command_line, cut);
+        write_student(*teacher_checkpoint, chosen, context.command_line, cut);
     }
-    StudentHome home =
-        !init.empty() ? from_config(*backend, init, context.seed())
-                      : from_folder(*backend, plan.empty() ? fs::path(student) : cut, teacher_checkpoint);
-    home.student.weights = &*home.memory;
-    if (home.checkpoint) home.student.layout = &*home.checkpoint;
+    StudentHome home = !init.empty() ? from_config(init, context.seed())
+                                     : from_folder(plan.empty() ? fs::path(student) : cut,
+                                                   teacher_checkpoint ? &*teacher_checkpoint : nullptr);
+    home.settle();
     if (!corpus)
         corpus.emplace(
             DataReader(home.data_folder, home.student.architecture, home.config).for_training(data));
 
     distill::Teacher teacher_view;
-    if (teacher_model)
-        teacher_view = {.architecture = &teacher_model->architecture(),
-                        .weights = &teacher_model->weights(),
-                        .origin = teacher_model->checkpoint.weights_hash(true)};
+    std::unique_ptr<ParameterSource> teacher_source;
+    if (teacher_checkpoint) {
+        teacher_source = checkpoint_source(*teacher_checkpoint);
+        teacher_view = {.architecture = &teacher_checkpoint->architecture(),
+                        .source = teacher_source.get(),
+                        .weight_memory = weight_memory,
+                        .origin = teacher_checkpoint->weights_hash(true)};
+    }
+    distill::TrainOptions options = train_options(*this, context);
+    if (dry_run || backend->device() != DeviceKind::cpu)
+        options.product_rate = bench::measure_product_rate(*backend);
     const distill::TrainOutcome outcome = distill::train(*backend,
                                                          {.student = home.student,
                                                           .teacher = teacher_view,
@@ -194,9 +232,10 @@ CommandResult DistillCommand::run(const Context& context) {
                                                           .out = out,
                                                           .provenance = context.provenance(),
                                                           .inputs = model_folders(*this)},
-                                                         train_options(*this, context));
+                                                         options);
+    context.console.detail(outcome.memory_table);
     if (!plan.empty()) fs::remove_all(cut);
-    return result_of(outcome, *this);
+    return result_of(outcome, *this, options.product_rate);
 }
 
 }  // namespace minipuzzle::cli

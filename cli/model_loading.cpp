@@ -22,9 +22,6 @@ std::unique_ptr<Backend> open_backend(const Context& context) {
     return backend;
 }
 
-LoadedModel::LoadedModel(Backend& backend, const std::string& folder)
-    : checkpoint(folder), memory(load_weights(backend, checkpoint)) {}
-
 DataReader::DataReader(const fs::path& folder, const Architecture& architecture, const Json& config)
     : vocab_(architecture.vocab) {
     const fs::path file = folder / "tokenizer.json";

@@ -15,22 +15,11 @@
 #include "runtime/student_plan.h"
 #include "runtime/token_source.h"
 #include "runtime/tokenizer.h"
-#include "runtime/weights.h"
 
 namespace minipuzzle::cli {
 
 // The device that --device and --threads ask for; says which it took where the user left it open.
 std::unique_ptr<Backend> open_backend(const Context& context);
-
-// A model folder with its weights on the backend.
-struct LoadedModel {
-    Checkpoint checkpoint;
-    WeightMemory memory;
-
-    LoadedModel(Backend& backend, const std::string& folder);
-    const Architecture& architecture() const { return checkpoint.architecture(); }
-    const Weights& weights() const { return memory.weights(); }
-};
 
 // The tokenizer of a folder (none where it has no tokenizer.json, or there is no folder), with what else
 // Corpus needs.

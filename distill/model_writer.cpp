@@ -51,23 +51,25 @@ std::vector<fs::path> copies_of(const Student& student) {
 
 }  // namespace
 
-OutgoingCheckpoint outgoing_student(Backend& backend, Student& student) {
+OutgoingCheckpoint outgoing_student(Backend& backend, const Student& student,
+                                    const std::vector<TrainedParameter>& parameters) {
     OutgoingCheckpoint result;
     result.config = student.layout ? student.layout->config() : student.config;
     if (!student.layout || !(student.layout->architecture() == student.architecture))
         update_config(result.config, student.architecture);
     result.copies = copies_of(student);
     result.texts = student.texts;
-    for_each_parameter(
-        student.architecture, student.weights->weights(), [&](const ParameterInfo& info, Tensor& tensor) {
-            const DType dtype = dtype_of(student, info.slot);
-            result.tensors.push_back(
-                {.name = file_name_of(student, info.slot),
-                 .dtype = dtype,
-                 .shape = info.slot.shape,
-                 .bytes = [&backend, tensor, dtype] { return to_dtype(to_host(backend, tensor), dtype); },
-                 .size = tensor.elements() * bytes_of(dtype)});
-        });
+    for (const TrainedParameter& parameter : parameters) {
+        const TensorSlot& slot = parameter.info.slot;
+        const DType dtype = dtype_of(student, slot);
+        const Tensor tensor = parameter.trained();
+        result.tensors.push_back(
+            {.name = file_name_of(student, slot),
+             .dtype = dtype,
+             .shape = slot.shape,
+             .bytes = [&backend, tensor, dtype] { return to_dtype(to_host(backend, tensor), dtype); },
+             .size = tensor.elements() * bytes_of(dtype)});
+    }
     if (student.layout)
         for (const StoredTensor& stored : student.layout->unknown())
             result.tensors.push_back(

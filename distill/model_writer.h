@@ -3,13 +3,15 @@
 
 #include <filesystem>
 
+#include "distill/optimizer.h"
 #include "distill/trainer.h"
 
 namespace minipuzzle::distill {
 
 // Names, dtypes, config and other files after the student's layout (see Student). Tensors of the layout that
-// belong to no slot are passed through. Values are rounded to nearest even.
-OutgoingCheckpoint outgoing_student(Backend& backend, Student& student);
+// belong to no slot are passed through. Values are what was trained, rounded to nearest even.
+OutgoingCheckpoint outgoing_student(Backend& backend, const Student& student,
+                                    const std::vector<TrainedParameter>& parameters);
 
 // Writes the model into a folder that already holds other things of ours: complete in `scratch` first, then
 // moved file by file with config.json last, so that no half model can be mistaken for one. Run again after a

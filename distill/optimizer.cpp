@@ -1,20 +1,33 @@
 #include "distill/optimizer.h"
 
-#include <cmath>
-#include <numeric>
-
 namespace minipuzzle::distill {
+namespace {
+
+TypeChoice always(DType type) {
+    return [type](const Tensor&) { return type; };
+}
+
+TypeChoice only_of_rounded(DType precise) {
+    return [precise](const Tensor& parameter) {
+        return parameter.dtype == precise ? std::nullopt : std::optional(precise);
+    };
+}
+
+}  // namespace
 
 Optimizer::Optimizer(Backend& backend, const Architecture& architecture, Weights& parameters,
                      const AdamWSettings& settings)
     : backend_(backend),
       settings_(settings),
-      gradients_(backend, architecture, true),
-      moment1_(backend, architecture, true),
-      moment2_(backend, architecture, true) {
+      masters_(backend, architecture, false, only_of_rounded(precise_type(backend.compute_type()))),
+      gradients_(backend, architecture, true, always(precise_type(backend.compute_type()))),
+      moment1_(backend, architecture, true,
+               always(settings.bf16_moments ? DType::bf16 : precise_type(backend.compute_type()))),
+      moment2_(backend, architecture, true,
+               always(settings.bf16_moments ? DType::bf16 : precise_type(backend.compute_type()))) {
     for_each_parameter(architecture, parameters, [&](const ParameterInfo& info, Tensor& tensor) {
         parameters_.push_back(
-            {.info = info, .parameter = tensor, .gradient = {}, .moment1 = {}, .moment2 = {}});
+            {.info = info, .parameter = tensor, .master = {}, .gradient = {}, .moment1 = {}, .moment2 = {}});
     });
     const auto collect = [&](WeightMemory& memory, Tensor TrainedParameter::*member) {
         std::size_t next = 0;
@@ -22,46 +35,42 @@ Optimizer::Optimizer(Backend& backend, const Architecture& architecture, Weights
             parameters_[next++].*member = tensor;
         });
     };
+    collect(masters_, &TrainedParameter::master);
     collect(gradients_, &TrainedParameter::gradient);
     collect(moment1_, &TrainedParameter::moment1);
     collect(moment2_, &TrainedParameter::moment2);
-    const auto count = static_cast<int64_t>(parameters_.size());
-    squares_ = Tensor(backend.allocate(count * bytes_of(DType::f64)), DType::f64, {count}, backend.device());
+    for (const TrainedParameter& p : parameters_) {
+        gradient_list_.push_back(p.gradient);
+        trained_.push_back({.parameter = p.parameter,
+                            .master = p.master,
+                            .gradient = p.gradient,
+                            .moment1 = p.moment1,
+                            .moment2 = p.moment2,
+                            .decays = p.info.decays});
+    }
 }
 
-Optimizer::~Optimizer() { backend_.free(squares_.data); }
-
-void Optimizer::zero_gradients() {
-    for (const TrainedParameter& parameter : parameters_) backend_.zero(parameter.gradient);
+void Optimizer::fill(const ParameterSource& source) {
+    for (const TrainedParameter& parameter : parameters_) {
+        source.fill(backend_, parameter.info, parameter.parameter);
+        if (parameter.master) source.fill(backend_, parameter.info, parameter.master);
+    }
 }
 
-double Optimizer::gradient_norm() {
-    std::vector<Tensor> gradients;
-    for (const TrainedParameter& parameter : parameters_) gradients.push_back(parameter.gradient);
-    backend_.run(GradientNorms{.gradients = gradients, .squares = squares_});
-    std::vector<double> squares(parameters_.size());
-    backend_.copy(reinterpret_cast<std::byte*>(squares.data()), squares_.data, squares_.bytes());
-    return std::sqrt(std::accumulate(squares.begin(), squares.end(), 0.0));
+void Optimizer::measure_norms(const Tensor& squares) {
+    backend_.run(GradientNorms{.gradients = gradient_list_, .squares = squares});
 }
 
-void Optimizer::update(int64_t step, double learning_rate) {
-    AdamW update{.tensors = {},
-                 .squares = squares_,
-                 .learning_rate = learning_rate,
-                 .beta1 = settings_.beta1,
-                 .beta2 = settings_.beta2,
-                 .eps = settings_.eps,
-                 .weight_decay = settings_.weight_decay,
-                 .clip = settings_.clip,
-                 .step = step};
-    for (const TrainedParameter& parameter : parameters_)
-        update.tensors.push_back({.parameter = parameter.parameter,
-                                  .master = {},
-                                  .gradient = parameter.gradient,
-                                  .moment1 = parameter.moment1,
-                                  .moment2 = parameter.moment2,
-                                  .decays = parameter.info.decays});
-    backend_.run(update);
+void Optimizer::update(const Tensor& squares, int64_t number, double learning_rate) {
+    backend_.run(AdamW{.tensors = trained_,
+                       .squares = squares,
+                       .learning_rate = learning_rate,
+                       .beta1 = settings_.beta1,
+                       .beta2 = settings_.beta2,
+                       .eps = settings_.eps,
+                       .weight_decay = settings_.weight_decay,
+                       .clip = settings_.clip,
+                       .step = number});
 }
 
 }  // namespace minipuzzle::distill

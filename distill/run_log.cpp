@@ -30,9 +30,13 @@ std::string step_line(const RunStep& step) {
     json["kl"] = or_null(step.kl);
     json["ce"] = or_null(step.ce);
     json["feature"] = or_null(step.feature);
+    if (step.reverse_kl) json["reverse_kl"] = *step.reverse_kl;
     json["lr"] = step.lr;
-    json["grad_norm"] = step.grad_norm;
+    json["grad_norm"] = or_null(step.grad_norm);
+    json["skipped"] = step.skipped;
     json["tokens_per_second"] = step.tokens_per_second;
+    json["tflops"] = or_null(step.tflops);
+    json["limit_share"] = or_null(step.limit_share);
     json["peak_bytes"] = step.peak_bytes;
     return json.dump() + "\n";
 }
@@ -56,9 +60,13 @@ RunStep parse_step(const Json& json, const std::string& where) {
     step.kl = reader.optional_number("kl");
     step.ce = reader.optional_number("ce");
     step.feature = reader.optional_number("feature");
+    step.reverse_kl = reader.optional_number("reverse_kl");
     step.lr = reader.number("lr");
-    step.grad_norm = reader.number("grad_norm");
+    step.grad_norm = reader.optional_number("grad_norm");
+    step.skipped = reader.integer("skipped", 0);
     step.tokens_per_second = reader.number("tokens_per_second");
+    step.tflops = reader.optional_number("tflops");
+    step.limit_share = reader.optional_number("limit_share");
     step.peak_bytes = reader.integer("peak_bytes");
     reader.finish();
     return step;

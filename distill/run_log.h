@@ -21,8 +21,14 @@ struct RunStep {
     int64_t tokens = 0;                     // predicted positions so far, masked ones included
     double loss = 0;                        // nats, mean over the step's unmasked targets, weights applied
     std::optional<double> kl, ce, feature;  // the terms before their weights; null: not in the loss
-    double lr = 0, grad_norm = 0;           // the norm before clipping
+    std::optional<double> reverse_kl;
+    double lr = 0;
+    std::optional<double> grad_norm;  // before clipping; null: not finite, the step's update was skipped
+    int64_t skipped = 0;              // updates skipped so far
     double tokens_per_second = 0;
+    // Useful FLOPs (step_cost.h) a second, and their share of what the device does in a large product; null:
+    // not known.
+    std::optional<double> tflops, limit_share;
     int64_t peak_bytes = 0;
 };
 

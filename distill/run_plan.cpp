@@ -4,6 +4,8 @@
 
 #include <cmath>
 
+#include "distill/step_cost.h"
+
 namespace minipuzzle::distill {
 namespace {
 
@@ -26,6 +28,7 @@ void check_options(const TrainOptions& options) {
     from_zero("eps", options.eps);
     from_zero("weight-decay", options.weight_decay);
     from_zero("clip", options.clip);
+    from_zero("memory", static_cast<double>(options.memory));
     for (double beta : {options.beta1, options.beta2})
         if (!(beta >= 0 && beta < 1))
             fail_usage(fmt::format("AdamW beta {}: expected a number in [0, 1)", beta));
@@ -62,14 +65,14 @@ RunPlan plan_run(const TrainJob& job, const TrainOptions& options) {
     RunPlan plan;
     plan.step_tokens = options.batch * options.seq_len;
     plan.steps = div_up(options.tokens, plan.step_tokens);
+    plan.shape.batch = options.batch;
+    plan.shape.deterministic = options.deterministic;
     plan.shape.rows = options.micro_batch > 0 ? std::min(options.micro_batch, options.batch) : options.batch;
     plan.shape.seq_len = options.seq_len;
     plan.shape.loss = settle(options.loss, job.teacher.architecture != nullptr);
     check_models(job, plan.shape.loss);
-    if (plan.shape.loss.needs_teacher()) {
-        plan.teacher = job.teacher.architecture;
-        plan.teacher_weights = job.teacher.weights;
-    }
+    if (plan.shape.loss.needs_teacher()) plan.teacher = job.teacher.architecture;
+    plan.step_flops = step_flops(job.student.architecture, plan.teacher, plan.shape);
     if (plan.shape.loss.feature > 0)
         plan.shape.pairs = feature_map(job.student.teacher_layers,
                                        static_cast<int64_t>(job.teacher.architecture->layers.size()));
@@ -81,8 +84,22 @@ RunPlan plan_run(const TrainJob& job, const TrainOptions& options) {
                       .beta2 = options.beta2,
                       .eps = options.eps,
                       .weight_decay = options.weight_decay,
-                      .clip = options.clip};
+                      .clip = options.clip,
+                      .bf16_moments = options.bf16_moments};
     return plan;
+}
+
+MemoryPlan settle_memory(const Backend& backend, const TrainJob& job, const TrainOptions& options,
+                         RunPlan& plan) {
+    MemoryQuestion question{.student = job.student.architecture,
+                            .teacher = plan.teacher,
+                            .shape = plan.shape,
+                            .optimizer = plan.optimizer,
+                            .teacher_weight_memory = job.teacher.weight_memory};
+    MemoryPlan memory =
+        choose_recompute(backend, question, options.recompute, memory_limit(backend, options.memory));
+    plan.shape.recompute = question.shape.recompute;
+    return memory;
 }
 
 Json options_json(const TrainOptions& options, const RunPlan& plan) {
@@ -104,6 +121,10 @@ Json options_json(const TrainOptions& options, const RunPlan& plan) {
             {"feature", loss.feature},
             {"temperature", loss.temperature},
             {"feature-kind", std::string(name(loss.feature_kind))},
+            {"reverse-kl", loss.reverse_kl},
+            {"top-k", loss.top_k},
+            {"moments", options.bf16_moments ? "bf16" : "f32"},
+            {"deterministic", options.deterministic},
             {"isolate", options.isolate}};
 }
 

@@ -2,8 +2,7 @@
 
 #include <fmt/format.h>
 
-#include <array>
-#include <cstring>
+#include <map>
 
 #include "runtime/safetensors.h"
 
@@ -14,26 +13,42 @@ constexpr const char* kFormat = "minipuzzle.distill_state/1";
 constexpr const char* kStateFile = "state.json";
 constexpr const char* kTensorSuffix = ".safetensors";
 
-struct Part {
-    const char* prefix;
-    Tensor TrainedParameter::*tensor;
-};
-constexpr std::array<Part, 3> kParts = {{{"parameter.", &TrainedParameter::parameter},
-                                         {"moment1.", &TrainedParameter::moment1},
-                                         {"moment2.", &TrainedParameter::moment2}}};
-
 std::vector<int64_t> shape_of(const Tensor& tensor) {
     return {tensor.shape.begin(), tensor.shape.begin() + tensor.rank};
 }
 
-// A tensor's bytes on the host: its own memory on the CPU, else a copy kept in `copies`.
-std::span<const std::byte> host_bytes(Backend& backend, const Tensor& tensor,
-                                      std::vector<std::vector<std::byte>>& copies) {
-    const auto size = static_cast<std::size_t>(tensor.bytes());
-    if (tensor.device == DeviceKind::cpu) return {tensor.data, size};
-    copies.emplace_back(size);
-    backend.copy(copies.back().data(), tensor.data, tensor.bytes());
-    return copies.back();
+// Calls visit(name in the file, tensor) for all that a state holds of a parameter.
+template <class Visit>
+void for_each_part(const std::vector<TrainedParameter>& parameters, Visit visit) {
+    for (const TrainedParameter& p : parameters) visit("parameter." + p.info.slot.name, p.trained());
+    for (const TrainedParameter& p : parameters) visit("moment1." + p.info.slot.name, p.moment1);
+    for (const TrainedParameter& p : parameters) visit("moment2." + p.info.slot.name, p.moment2);
+}
+
+// Writes tensors one by one, so that the host holds one of them at a time.
+void write_tensors(Backend& backend, const std::filesystem::path& path,
+                   const std::map<std::string, Tensor>& tensors, std::vector<StoredTensor> stored) {
+    sort_for_storage(stored);
+    FileWriter file(path);
+    file.write(safetensors_header(stored, {}));
+    std::vector<std::byte> copy;
+    for (const StoredTensor& out : stored) {
+        const Tensor& tensor = tensors.at(out.name);
+        const auto size = static_cast<std::size_t>(tensor.bytes());
+        if (tensor.device == DeviceKind::cpu) {
+            file.write(std::span<const std::byte>(tensor.data, size));
+            continue;
+        }
+        copy.resize(size);
+        backend.copy(copy.data(), tensor.data, tensor.bytes());
+        file.write(std::span<const std::byte>(copy));
+    }
+    file.finish();
+}
+
+// A parameter is its master, rounded.
+void round_to_parameter(Backend& backend, const TrainedParameter& parameter) {
+    if (parameter.master) from_host(backend, parameter.parameter, to_host(backend, parameter.master));
 }
 
 }  // namespace
@@ -53,6 +68,8 @@ std::optional<RunState> SnapshotFolder::read() const {
     state.step = reader.integer("step");
     state.tokens = reader.integer("tokens");
     state.next_row = reader.integer("next_row");
+    state.skipped = reader.integer("skipped", 0);
+    state.skipped_in_a_row = reader.integer("skipped_in_a_row", 0);
     state.finished = reader.boolean("finished", false);
     state.identity.device = reader.text("device");
     state.identity.inputs = reader.required("inputs");
@@ -65,6 +82,8 @@ void SnapshotFolder::write_state(const RunState& state) {
     json["step"] = state.step;
     json["tokens"] = state.tokens;
     json["next_row"] = state.next_row;
+    json["skipped"] = state.skipped;
+    json["skipped_in_a_row"] = state.skipped_in_a_row;
     json["finished"] = state.finished;
     json["device"] = state.identity.device;
     json["inputs"] = state.identity.inputs;
@@ -74,21 +93,13 @@ void SnapshotFolder::write_state(const RunState& state) {
 void SnapshotFolder::save(Backend& backend, const RunState& state,
                           const std::vector<TrainedParameter>& parameters) {
     std::filesystem::create_directories(folder_);
-    std::vector<StoredTensor> tensors;
-    std::vector<std::vector<std::byte>> copies;
-    copies.reserve(parameters.size() * kParts.size());
-    for (const Part& part : kParts)
-        for (const TrainedParameter& parameter : parameters) {
-            const Tensor& tensor = parameter.*part.tensor;
-            StoredTensor stored;
-            stored.name = part.prefix + parameter.info.slot.name;
-            stored.dtype = tensor.dtype;
-            stored.shape = shape_of(tensor);
-            stored.bytes = host_bytes(backend, tensor, copies);
-            tensors.push_back(stored);
-        }
-    backend.synchronize();
-    write_safetensors(tensor_file(state.step), tensors);
+    std::map<std::string, Tensor> tensors;
+    std::vector<StoredTensor> stored;
+    for_each_part(parameters, [&](const std::string& name, const Tensor& tensor) {
+        tensors.emplace(name, tensor);
+        stored.push_back({.name = name, .dtype = tensor.dtype, .shape = shape_of(tensor), .bytes = {}});
+    });
+    write_tensors(backend, tensor_file(state.step), tensors, std::move(stored));
     write_state(state);
     remove_tensors_except(tensor_file(state.step));
 }
@@ -96,18 +107,16 @@ void SnapshotFolder::save(Backend& backend, const RunState& state,
 void SnapshotFolder::load(Backend& backend, const RunState& state,
                           const std::vector<TrainedParameter>& parameters) const {
     const SafetensorsFile file(tensor_file(state.step));
-    for (const Part& part : kParts)
-        for (const TrainedParameter& parameter : parameters) {
-            const Tensor& tensor = parameter.*part.tensor;
-            const std::string name = part.prefix + parameter.info.slot.name;
-            const StoredTensor* stored = file.find(name);
-            if (!stored || stored->dtype != tensor.dtype || stored->shape != shape_of(tensor))
-                fail_input(
-                    fmt::format("{}: tensor {} is missing or of another shape or dtype than the student's; "
-                                "start the run anew",
-                                file.path().string(), name));
-            backend.copy(tensor.data, stored->bytes.data(), tensor.bytes());
-        }
+    for_each_part(parameters, [&](const std::string& name, const Tensor& tensor) {
+        const StoredTensor* stored = file.find(name);
+        if (!stored || stored->dtype != tensor.dtype || stored->shape != shape_of(tensor))
+            fail_input(
+                fmt::format("{}: tensor {} is missing or of another shape or dtype than the student's; "
+                            "start the run anew",
+                            file.path().string(), name));
+        backend.copy(tensor.data, stored->bytes.data(), tensor.bytes());
+    });
+    for (const TrainedParameter& parameter : parameters) round_to_parameter(backend, parameter);
     backend.synchronize();
 }
 

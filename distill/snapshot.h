@@ -1,4 +1,5 @@
-// The resumable state of a run: student weights, both moments, step and data position.
+// The resumable state of a run: what is trained (masters where there are any), both moments, step and data
+// position.
 #pragma once
 
 #include <filesystem>
@@ -20,10 +21,12 @@ struct RunIdentity {
 // state.json: minipuzzle.distill_state/1.
 struct RunState {
     Provenance provenance;
-    int64_t step = 0;       // steps done
-    int64_t tokens = 0;     // predicted positions so far
-    int64_t next_row = 0;   // of PackedRows
-    bool finished = false;  // the model folder is complete; no tensors are kept
+    int64_t step = 0;              // steps done
+    int64_t tokens = 0;            // predicted positions so far
+    int64_t next_row = 0;          // of PackedRows
+    int64_t skipped = 0;           // steps whose update was skipped: their gradients were not finite
+    int64_t skipped_in_a_row = 0;  // the last of them
+    bool finished = false;         // the model folder is complete; no tensors are kept
     RunIdentity identity;
 };
 
@@ -37,7 +40,7 @@ class SnapshotFolder {
     // nullopt where nothing was saved yet. Error bad_input where the file is not ours.
     std::optional<RunState> read() const;
     void save(Backend& backend, const RunState& state, const std::vector<TrainedParameter>& parameters);
-    // Fills parameters and moments. Error bad_input where the tensors do not match.
+    // Fills masters, parameters and moments. Error bad_input where the tensors do not match.
     void load(Backend& backend, const RunState& state, const std::vector<TrainedParameter>& parameters) const;
     // Marks the run as finished and drops the tensors.
     void finish(RunState state);

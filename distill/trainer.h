@@ -3,15 +3,17 @@
 
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "distill/losses.h"
 #include "runtime/artefact.h"
 #include "runtime/checkpoint.h"
+#include "runtime/layer_activations.h"
 #include "runtime/run_control.h"
 #include "runtime/token_source.h"
-#include "runtime/weights.h"
+#include "runtime/weight_source.h"
 
 namespace minipuzzle::distill {
 
@@ -29,15 +31,21 @@ struct TrainOptions {
     int64_t save_every = 0;  // steps; 0: at the end and when interrupted only
     uint64_t seed = 0;       // of the data order
     bool resume = false;     // go on from the state in `out`; starts from the beginning where there is none
-    bool resume_elsewhere = false;  // let `resume` cross library versions, devices or instruction sets
-    bool dry_run = false;           // plan only: nothing is trained or written
+    bool resume_elsewhere = false;       // let `resume` cross library versions, devices or instruction sets
+    bool dry_run = false;                // plan only: nothing is loaded, trained or written
+    bool bf16_moments = false;           // AdamW's moments in bf16, not float32
+    bool deterministic = true;           // attention's backward sums in one order
+    std::optional<Recompute> recompute;  // not given: the least that fits the memory
+    int64_t memory = 0;                  // bytes of device memory the run may take; 0: what is available
+    // FLOPs a second of a large product on this device; 0: not known, then no share of it is logged.
+    double product_rate = 0;
     RunControl control;
 };
 
 // The student and what its result is written like.
 struct Student {
     Architecture architecture;
-    WeightMemory* weights = nullptr;  // trained in place
+    const ParameterSource* source = nullptr;  // of the values it starts from
     // The folder whose tensor names, dtypes, config and other files the result takes. Its architecture is the
     // student's own or the teacher's (a student cut in memory; `teacher_layers` then says which layer's
     // dtypes a layer takes). Null: our own names, bf16 with float32 A_log and D, and `config`.
@@ -52,8 +60,10 @@ struct Student {
 
 struct Teacher {
     const Architecture* architecture = nullptr;  // null: cross-entropy alone
-    const Weights* weights = nullptr;
-    std::string origin;  // its weights_hash; a resume must agree
+    const ParameterSource* source = nullptr;
+    StreamFrom from = StreamFrom::source;  // where its layers wait when they are streamed
+    int64_t weight_memory = 0;             // bytes its weights may take on the device; 0: all are there
+    std::string origin;                    // its weights_hash; a resume must agree
 };
 
 // One run: what is trained, on what, and the folder it fills.
@@ -69,8 +79,10 @@ struct TrainJob {
 struct TrainOutcome {
     int64_t steps = 0, tokens = 0;  // in all (planned ones with dry_run)
     double first_loss = 0, last_loss = 0;
-    int64_t peak_bytes = 0;    // device memory: weights, teacher, gradients, moments, activations
-    std::string memory_table;  // the same, a line each
+    int64_t skipped = 0;       // steps whose update was skipped
+    double step_flops = 0;     // useful ones (step_cost.h)
+    int64_t peak_bytes = 0;    // device memory: weights, teacher, masters, gradients, moments, activations
+    std::string memory_table;  // the same, a line each, and what is computed once more in the backward
 };
 
 // Trains. `out` becomes the model folder: run.jsonl grows in it from the first step, the resumable state lies
@@ -79,9 +91,13 @@ struct TrainOutcome {
 //
 // Errors: usage for options that make no sense or a folder with an unfinished run without `resume`; bad_input
 // for a folder that is not ours, for a teacher of another vocabulary, or a resume under other options, data,
-// models or (without resume_elsewhere) device; out_of_memory with the memory table; other for NaN or
-// infinity, naming the step and the first tensor at fault, the last saved state kept. Throws Interrupted once
-// state was saved because the control asked to stop.
+// models or (without resume_elsewhere) device; out_of_memory with what is missing, what would help and the
+// memory table; other for NaN or infinity in a loss, or in the gradients of kMostSkipped steps in a row,
+// naming the step and the first tensor at fault, the last saved state kept. Throws Interrupted once state was
+// saved because the control asked to stop.
+//
+// A step whose gradients are not finite changes nothing but the data's position; the log counts it.
+inline constexpr int64_t kMostSkipped = 10;
 TrainOutcome train(Backend& backend, const TrainJob& job, const TrainOptions& options);
 
 }  // namespace minipuzzle::distill

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 
 #include "kernels/ops.h"
 
@@ -41,6 +42,21 @@ inline Cost cost(const RmsNormForward& args) {
     return {.bytes = costs::bytes_of_all(args.x, args.weight, args.out)};
 }
 
+// The rows that uniform draws of tokens touch are read and written: V (1 - (1 - 1/V)^R) of them.
+inline Cost cost(const EmbeddingBackward& args) {
+    const auto vocabulary = static_cast<double>(args.d_weight.size(0));
+    const auto rows = static_cast<double>(args.tokens.elements());
+    const double touched = vocabulary > 1 ? -std::expm1(rows * std::log1p(-1 / vocabulary)) : 1;
+    return {.bytes = costs::bytes_of_all(args.tokens, args.d_out) +
+                     2 * touched * costs::bytes_of_all(args.d_weight)};
+}
+
+// d_x is read and written, d_weight likewise.
+inline Cost cost(const RmsNormBackward& args) {
+    return {.bytes = costs::bytes_of_all(args.x, args.weight, args.d_out, args.d_x, args.d_x, args.d_weight,
+                                         args.d_weight)};
+}
+
 inline Cost cost(const LinearForward& args) {
     return {.bytes = costs::bytes_of_all(args.x, args.weight, args.residual, args.out),
             .flops = costs::product_flops(args.x.rows(), args.x.columns(), args.weight.size(0))};
@@ -64,6 +80,10 @@ inline Cost cost(const LinearBackward& args) {
 
 inline Cost cost(const SquaredReluForward& args) { return {.bytes = costs::bytes_of_all(args.x, args.out)}; }
 
+inline Cost cost(const SquaredReluBackward& args) {
+    return {.bytes = costs::bytes_of_all(args.x, args.d_out, args.d_x)};
+}
+
 inline Cost cost(const Add& args) { return {.bytes = costs::bytes_of_all(args.a, args.b, args.out)}; }
 
 // Of zxbcdt only the x|B|C part is read.
@@ -71,6 +91,14 @@ inline Cost cost(const ConvForward& args) {
     return {.bytes = costs::bytes_of_columns(args.zxbcdt, args.shape.conv_channels()) +
                      costs::bytes_of_all(args.weight, args.bias, args.document, args.initial_state, args.xbc,
                                          args.final_state)};
+}
+
+// Of zxbcdt only the x|B|C part is read, of its gradient that part written; sums are read and written.
+inline Cost cost(const ConvBackward& args) {
+    return {.bytes = 2 * costs::bytes_of_columns(args.zxbcdt, args.shape.conv_channels()) +
+                     costs::bytes_of_all(args.weight, args.bias, args.document, args.initial_state,
+                                         args.d_xbc, args.d_weight, args.d_weight, args.d_bias, args.d_bias,
+                                         args.d_initial_state)};
 }
 
 // Per token of the chunked algorithm with chunks of Q: states and their use 4 H P N; inside a chunk the
@@ -87,10 +115,34 @@ inline Cost cost(const SsdForward& args) {
             .flops = tokens * (4 * inner * static_cast<double>(s.state) + (chunk + 1) * (inner + shared))};
 }
 
+// Per token: five products over the states (dB, dC, u, y and the states' own gradients), 10 H P N; inside a
+// chunk the causal half of dy x^T and of its use in dx, 2 (Q + 1) H P, and of C B^T and its gradient's two
+// products, 3 (Q + 1) G N. Of the states only those entering chunks need cross memory.
+inline Cost cost(const SsdBackward& args) {
+    const MambaShape& s = args.shape;
+    const auto tokens = static_cast<double>(args.xbc.rows());
+    const auto inner = static_cast<double>(s.inner()), shared = static_cast<double>(s.groups * s.state);
+    const double chunk = static_cast<double>(std::min(args.chunk, args.xbc.size(1)));
+    return {.bytes = 2 * costs::bytes_of_columns(args.zxbcdt, s.heads) +
+                     costs::bytes_of_all(args.xbc, args.dt_bias, args.a_log, args.d, args.document,
+                                         args.chunk_states, args.d_y, args.d_final_state, args.d_xbc,
+                                         args.d_initial_state) +
+                     2 * costs::bytes_of_all(args.d_dt_bias, args.d_a_log, args.d_d),
+            .flops = tokens *
+                     (10 * inner * static_cast<double>(s.state) + (chunk + 1) * (2 * inner + 3 * shared))};
+}
+
 // Of zxbcdt only the z part is read.
 inline Cost cost(const GatedNormForward& args) {
     return {.bytes = costs::bytes_of_columns(args.zxbcdt, args.shape.inner()) +
                      costs::bytes_of_all(args.y, args.weight, args.out)};
+}
+
+// Of zxbcdt only the z part is read, of its gradient that part written.
+inline Cost cost(const GatedNormBackward& args) {
+    return {.bytes =
+                2 * costs::bytes_of_columns(args.zxbcdt, args.shape.inner()) +
+                costs::bytes_of_all(args.y, args.weight, args.d_out, args.d_y, args.d_weight, args.d_weight)};
 }
 
 // The causal half of q k^T and of its product with v; documents would make it less.
@@ -99,6 +151,15 @@ inline Cost cost(const AttentionForward& args) {
     const auto columns = static_cast<double>(args.heads * args.head_dim);
     return {.bytes = costs::bytes_of_all(args.q, args.k, args.v, args.document, args.out, args.lse),
             .flops = 2 * batch * columns * length * (length + 1)};
+}
+
+// The causal half of five products: scores and probabilities' gradients formed again, and three gradients.
+inline Cost cost(const AttentionBackward& args) {
+    const auto batch = static_cast<double>(args.q.size(0)), length = static_cast<double>(args.q.size(1));
+    const auto columns = static_cast<double>(args.heads * args.head_dim);
+    return {.bytes = costs::bytes_of_all(args.q, args.k, args.v, args.document, args.out, args.lse,
+                                         args.d_out, args.d_q, args.d_k, args.d_v),
+            .flops = 5 * batch * columns * length * (length + 1)};
 }
 
 // One product a model. Logits need not be stored, so they are no bytes; a tensor that models share is read
@@ -117,6 +178,12 @@ inline Cost cost(const CompareLogits& args) {
                                                      out.hidden_mse, out.cosine);
     }
     return all;
+}
+
+// d_student is read and written.
+inline Cost cost(const FeatureLoss& args) {
+    return {.bytes = costs::bytes_of_all(args.student, args.teacher, args.targets, args.value, args.d_student,
+                                         args.d_student)};
 }
 
 // One product a model and one for each gradient. Neither logits nor their gradient need be stored.

@@ -212,15 +212,19 @@ struct LmHead {
 
 // Per token r with target y: ce = -log p(y); kl = T^2 * KL(teacher || student) and reverse_kl = T^2 *
 // KL(student || teacher), both models softened by temperature T. With top_k > 0 the teacher's distribution is
-// its top_k likeliest tokens, normalised among themselves (those equal to the last of them count too); the
-// student's stays whole, and there is no reverse KL. loss = sum over tokens with target >= 0 of
+// its top_k likeliest tokens, normalised among themselves (those whose logits, as computed, equal the last of
+// them count too; top_k >= V: all tokens); the student's stays whole, and there is no reverse KL: its weight
+// must be 0 and `reverse_kl` is left untouched. loss = sum over tokens with target >= 0 of
 // scale * (ce_weight * ce + kl_weight * kl + reverse_kl_weight * reverse_kl). Gradients of that loss are
-// written for the student only. Forward only when neither gradient is given. Logits come from the accumulator
-// and are never rounded to the floating type; their gradient is, once.
+// written for the student only; with q the student's and p the teacher's softened probabilities
+//   d kl / d logit_i = T * (q_i - p_i),  p_i = 0 for tokens that do not count
+//   d reverse_kl / d logit_i = T * q_i * (log q_i - log p_i - KL(q || p))
+// Forward only when neither gradient is given. kl and reverse_kl that rounding made negative are 0. Logits
+// come from the accumulator and are never rounded to the floating type; their gradient is, once.
 struct VocabularyLoss {
     LmHead student;
-    LmHead teacher;               // not given: kl is left untouched and both kl weights must be 0
-    Tensor targets;               // [R] i32; negative: the token is masked
+    LmHead teacher;  // not given: kl and reverse_kl are left untouched and both their weights must be 0
+    Tensor targets;  // [R] i32; negative: the token is masked
     int64_t sequence_length = 0;  // rows of one sequence, which must divide R; 0: all rows are one sequence
     double ce_weight = 0, kl_weight = 1, reverse_kl_weight = 0, temperature = 1, scale = 1;
     int64_t top_k = 0;          // 0: all of the teacher's tokens

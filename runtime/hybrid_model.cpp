@@ -3,27 +3,20 @@
 #include <fmt/format.h>
 
 #include "runtime/layer_activations.h"
+#include "runtime/profiler_range.h"
 
 namespace minipuzzle {
 
 namespace {
 
 // "layer 12 mamba" on the profiler's time line.
-class ProfilerRange {
-  public:
-    ProfilerRange(Backend& backend, const Architecture& architecture, int64_t layer) : backend_(backend) {
-        char text[64];
+struct LayerName {
+    char text[64];
+    LayerName(const Architecture& architecture, int64_t layer) {
         const auto end = fmt::format_to_n(text, sizeof text - 1, "layer {} {}", layer,
                                           name(type_of(architecture.layers.at(layer))));
         *end.out = '\0';
-        backend.begin_range(text);
     }
-    ~ProfilerRange() { backend_.end_range(); }
-    ProfilerRange(const ProfilerRange&) = delete;
-    ProfilerRange& operator=(const ProfilerRange&) = delete;
-
-  private:
-    Backend& backend_;
 };
 
 }  // namespace
@@ -44,22 +37,36 @@ void HybridModel::embed(const Tensor& tokens, const Tensor& hidden) {
 }
 
 void HybridModel::apply(int64_t layer, const Tensor& in, const Tensor& out, const Tensor& document) {
-    ArenaScope scope(arena_);
-    const ProfilerRange range(backend_, architecture_, layer);
+    run_layer({backend_, arena_, architecture_, in, document}, layer, out, {});
+}
+
+LayerActivations HybridModel::apply_keeping(int64_t layer, const Tensor& in, const Tensor& out,
+                                            const Tensor& document, Recompute policy) {
     const LayerContext context{backend_, arena_, architecture_, in, document};
+    const LayerActivations kept = take_kept(context, architecture_.layers.at(layer), policy);
+    run_layer(context, layer, out, kept);
+    return kept;
+}
+
+void HybridModel::run_layer(const LayerContext& context, int64_t layer, const Tensor& out,
+                            const LayerActivations& kept) {
+    ArenaScope scope(arena_);
+    const ProfilerRange range(backend_, LayerName(architecture_, layer).text);
     const Layer& sizes = architecture_.layers.at(layer);
     const LayerWeights& weights = use(layer);
     Tensor branch,
         projection;  // the mixer's last activation and the matrix that leads back into the residual stream
     if (auto* mamba = std::get_if<MambaWeights>(&weights)) {
-        branch = mamba_forward(context, std::get<Mamba>(sizes), *mamba, KeepForBackward::no).gated;
+        branch = mamba_activations(context, std::get<Mamba>(sizes), *mamba, Pass::forward, kept.mamba).gated;
         projection = mamba->out_proj;
     } else if (auto* attention = std::get_if<AttentionWeights>(&weights)) {
-        branch = attention_forward(context, std::get<Attention>(sizes), *attention, KeepForBackward::no).out;
+        branch = attention_activations(context, std::get<Attention>(sizes), *attention, Pass::forward,
+                                       kept.attention)
+                     .out;
         projection = attention->o_proj;
     } else {
         const FfnWeights& ffn = std::get<FfnWeights>(weights);
-        branch = ffn_forward(context, ffn, KeepForBackward::no).activated;
+        branch = ffn_activations(context, ffn, Pass::forward, kept.ffn).activated;
         projection = ffn.down_proj;
     }
     add_to_residual(context, branch, projection, out);
@@ -69,7 +76,7 @@ void HybridModel::apply_ffn(const FfnWeights& weights, const Tensor& in, const T
                             const Tensor& activation_sums) {
     ArenaScope scope(arena_);
     const LayerContext context{backend_, arena_, architecture_, in, {}};
-    const FfnActivations activations = ffn_forward(context, weights, KeepForBackward::no);
+    const FfnActivations activations = ffn_activations(context, weights, Pass::forward);
     if (activation_sums) backend_.run(AbsoluteColumnSums{.x = activations.activated, .out = activation_sums});
     add_to_residual(context, activations.activated, weights.down_proj, out);
 }

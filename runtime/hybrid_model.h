@@ -2,6 +2,7 @@
 #pragma once
 
 #include "runtime/arena.h"
+#include "runtime/layer_activations.h"
 #include "runtime/weight_source.h"
 
 namespace minipuzzle {
@@ -25,22 +26,34 @@ class HybridModel {
     // out = rms_norm(in) with norm_f; `out` may be `in`.
     void final_norm(const Tensor& in, const Tensor& out);
 
+    // apply() that leaves for the backward what `policy` keeps, in memory taken from the arena: whoever calls
+    // it marks the arena before and releases the mark after the layer's backward.
+    LayerActivations apply_keeping(int64_t layer, const Tensor& in, const Tensor& out, const Tensor& document,
+                                   Recompute policy);
     // Backward of apply: d_hidden is the gradient of `out` on entry, of `in` on exit (in place). Parameter
-    // gradients accumulate into `gradients`. Rebuilds the layer's activations from `in`.
+    // gradients accumulate into `gradients`. Rebuilds from `in` whatever of the layer's activations was not
+    // kept.
     void apply_backward(int64_t layer, const Tensor& in, const Tensor& d_hidden, Weights& gradients,
-                        const Tensor& document = {});
+                        const Tensor& document = {}, const LayerActivations& kept = {});
     // d_in accumulates.
     void final_norm_backward(const Tensor& in, const Tensor& d_out, const Tensor& d_in, Weights& gradients);
     void embed_backward(const Tensor& tokens, const Tensor& d_hidden, Weights& gradients);
+
+    // Whether attention's backward sums in one order always (the default); false: where another is faster.
+    void set_deterministic(bool deterministic) { deterministic_ = deterministic; }
 
     // The layer's weights, for operations given from here on until another layer's use.
     const LayerWeights& use(int64_t layer);
 
   private:
+    void run_layer(const LayerContext& context, int64_t layer, const Tensor& out,
+                   const LayerActivations& kept);
+
     Backend& backend_;
     DeviceArena& arena_;
     const Architecture& architecture_;
     WeightSource weights_;
+    bool deterministic_ = true;
 };
 
 // Multiply-adds of one layer, of the LM head, for `tokens` tokens in sequences of `length` (attention and

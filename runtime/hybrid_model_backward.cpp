@@ -1,8 +1,9 @@
-// Backward of one layer: its activations are rebuilt from the layer's input, then walked in reverse. The
+// Backward of one layer: what was not kept of its activations is rebuilt, then all are walked in reverse. The
 // gradient of the residual stream is passed through in place, each norm adding its branch's share.
 
 #include "runtime/hybrid_model.h"
 #include "runtime/layer_activations.h"
+#include "runtime/profiler_range.h"
 
 namespace minipuzzle {
 
@@ -28,8 +29,8 @@ void norm_backward(const LayerContext& context, const Tensor& weight, const Tens
 }
 
 void mamba_backward(const LayerContext& context, const Mamba& shape, const MambaWeights& weights,
-                    const Tensor& d_hidden, MambaWeights& gradients) {
-    const MambaActivations a = mamba_forward(context, shape, weights, KeepForBackward::yes);
+                    const Tensor& d_hidden, MambaWeights& gradients, const MambaActivations& kept) {
+    const MambaActivations a = mamba_activations(context, shape, weights, Pass::rebuild, kept);
     const Tensor d_y =
         linear_backward(context, "d gated", a.gated, weights.out_proj, d_hidden, gradients.out_proj);
     const Tensor d_zxbcdt = context.take("d zxbcdt", shape.projection());
@@ -75,8 +76,9 @@ void mamba_backward(const LayerContext& context, const Mamba& shape, const Mamba
 }
 
 void attention_backward(const LayerContext& context, const Attention& shape, const AttentionWeights& weights,
-                        const Tensor& d_hidden, AttentionWeights& gradients) {
-    const AttentionActivations a = attention_forward(context, shape, weights, KeepForBackward::yes);
+                        const Tensor& d_hidden, AttentionWeights& gradients, const AttentionActivations& kept,
+                        bool deterministic) {
+    const AttentionActivations a = attention_activations(context, shape, weights, Pass::rebuild, kept);
     const Tensor d_out =
         linear_backward(context, "d attention output", a.out, weights.o_proj, d_hidden, gradients.o_proj);
     const Tensor d_q = context.take("d q", a.q.columns());
@@ -85,6 +87,7 @@ void attention_backward(const LayerContext& context, const Attention& shape, con
     context.backend.run(AttentionBackward{.heads = shape.heads,
                                           .kv_heads = shape.kv_heads,
                                           .head_dim = shape.head_dim,
+                                          .deterministic = deterministic,
                                           .q = a.q,
                                           .k = a.k,
                                           .v = a.v,
@@ -98,16 +101,19 @@ void attention_backward(const LayerContext& context, const Attention& shape, con
     const Tensor d_normed =
         linear_backward(context, "d normed", a.normed, weights.q_proj, d_q, gradients.q_proj);
     for (const auto& [weight, d_part, d_weight] : {std::tuple{weights.k_proj, d_k, gradients.k_proj},
-                                                   std::tuple{weights.v_proj, d_v, gradients.v_proj}}) {
-        const Tensor share = linear_backward(context, "d normed share", a.normed, weight, d_part, d_weight);
-        context.backend.run(Add{.a = d_normed, .b = share, .out = d_normed});
-    }
+                                                   std::tuple{weights.v_proj, d_v, gradients.v_proj}})
+        context.backend.run(LinearBackward{.x = a.normed,
+                                           .weight = weight,
+                                           .d_out = d_part,
+                                           .d_x = d_normed,
+                                           .d_x_accumulates = true,
+                                           .d_weight = d_weight});
     norm_backward(context, weights.norm, d_normed, d_hidden, gradients.norm);
 }
 
 void ffn_backward(const LayerContext& context, const FfnWeights& weights, const Tensor& d_hidden,
-                  FfnWeights& gradients) {
-    const FfnActivations a = ffn_forward(context, weights, KeepForBackward::yes);
+                  FfnWeights& gradients, const FfnActivations& kept) {
+    const FfnActivations a = ffn_activations(context, weights, Pass::rebuild, kept);
     const Tensor d_up = linear_backward(context, "d ffn activation", a.activated, weights.down_proj, d_hidden,
                                         gradients.down_proj);
     context.backend.run(SquaredReluBackward{.x = a.up, .d_out = d_up, .d_x = d_up});
@@ -119,20 +125,22 @@ void ffn_backward(const LayerContext& context, const FfnWeights& weights, const 
 }  // namespace
 
 void HybridModel::apply_backward(int64_t layer, const Tensor& in, const Tensor& d_hidden, Weights& gradients,
-                                 const Tensor& document) {
+                                 const Tensor& document, const LayerActivations& kept) {
     ArenaScope scope(arena_);
+    const ProfilerRange range(backend_, "layer backward");
     const LayerContext context{backend_, arena_, architecture_, in, document};
     const Layer& sizes = architecture_.layers.at(layer);
-    const LayerWeights& weights = weights_->layers.at(layer);
+    const LayerWeights& weights = use(layer);
     LayerWeights& layer_gradients = gradients.layers.at(layer);
     if (auto* mamba = std::get_if<MambaWeights>(&weights))
         mamba_backward(context, std::get<Mamba>(sizes), *mamba, d_hidden,
-                       std::get<MambaWeights>(layer_gradients));
+                       std::get<MambaWeights>(layer_gradients), kept.mamba);
     else if (auto* attention = std::get_if<AttentionWeights>(&weights))
         attention_backward(context, std::get<Attention>(sizes), *attention, d_hidden,
-                           std::get<AttentionWeights>(layer_gradients));
+                           std::get<AttentionWeights>(layer_gradients), kept.attention, deterministic_);
     else
-        ffn_backward(context, std::get<FfnWeights>(weights), d_hidden, std::get<FfnWeights>(layer_gradients));
+        ffn_backward(context, std::get<FfnWeights>(weights), d_hidden, std::get<FfnWeights>(layer_gradients),
+                     kept.ffn);
 }
 
 void HybridModel::final_norm_backward(const Tensor& in, const Tensor& d_out, const Tensor& d_in,

@@ -4,92 +4,168 @@ namespace minipuzzle {
 
 namespace {
 
-Tensor norm_in(const LayerContext& context, const Tensor& weight) {
-    const Tensor normed = context.take("normed", context.architecture.width);
-    context.backend.run(RmsNormForward{
-        .x = context.in, .weight = weight, .eps = context.architecture.norm_eps, .out = normed});
-    return normed;
+Tensor take_chunk_states(const LayerContext& context, const Mamba& shape) {
+    return context.arena.take(
+        "chunk states",
+        {context.batch(), div_up(context.length(), kScanChunk) * shape.heads, shape.head_dim, shape.state},
+        precise_type(context.backend.compute_type()));
 }
 
-Tensor project(const LayerContext& context, const char* name, const Tensor& x, const Tensor& weight) {
-    const Tensor out = context.take(name, weight.size(0));
-    context.backend.run(LinearForward{.x = x, .weight = weight, .out = out});
-    return out;
+Tensor take_lse(const LayerContext& context, const Attention& shape) {
+    return context.arena.take("attention lse", {context.batch(), shape.heads, context.length()},
+                              precise_type(context.backend.compute_type()));
+}
+
+// Fills in what was not given. In a rebuild what was given is left alone.
+class Builder {
+  public:
+    Builder(const LayerContext& context, Pass pass) : context_(context), pass_(pass) {}
+
+    // Takes the memory where there is none; whether the values have to be computed.
+    bool needs(Tensor& tensor, const char* name, int64_t columns) const {
+        const bool given = static_cast<bool>(tensor);
+        if (!given) tensor = context_.take(name, columns);
+        return !given || pass_ == Pass::forward;
+    }
+    void norm(Tensor& normed, const Tensor& weight) const {
+        if (!needs(normed, "normed", context_.architecture.width)) return;
+        context_.backend.run(RmsNormForward{
+            .x = context_.in, .weight = weight, .eps = context_.architecture.norm_eps, .out = normed});
+    }
+    void project(Tensor& out, const char* name, const Tensor& x, const Tensor& weight) const {
+        if (!needs(out, name, weight.size(0))) return;
+        context_.backend.run(LinearForward{.x = x, .weight = weight, .out = out});
+    }
+
+  private:
+    const LayerContext& context_;
+    Pass pass_;
+};
+
+MambaActivations take_kept(const LayerContext& context, const Mamba& shape, Recompute policy) {
+    MambaActivations kept;
+    if (policy == Recompute::full) return kept;
+    kept.zxbcdt = context.take("kept zxbcdt", shape.projection());
+    if (policy == Recompute::selective) return kept;
+    kept.normed = context.take("kept normed", context.architecture.width);
+    kept.xbc = context.take("kept xbc", shape.conv_channels());
+    kept.y = context.take("kept scan output", shape.inner());
+    kept.chunk_states = take_chunk_states(context, shape);
+    kept.gated = context.take("kept gated", shape.inner());
+    return kept;
+}
+
+AttentionActivations take_kept(const LayerContext& context, const Attention& shape, Recompute policy) {
+    AttentionActivations kept;
+    kept.lse = take_lse(context, shape);  // always, it is small: with it the forward's bits are the rebuild's
+    if (policy == Recompute::full) return kept;
+    kept.q = context.take("kept q", shape.heads * shape.head_dim);
+    kept.k = context.take("kept k", shape.kv_heads * shape.head_dim);
+    kept.v = context.take("kept v", shape.kv_heads * shape.head_dim);
+    kept.out = context.take("kept attention output", shape.heads * shape.head_dim);
+    if (policy == Recompute::none) kept.normed = context.take("kept normed", context.architecture.width);
+    return kept;
+}
+
+FfnActivations take_kept(const LayerContext& context, const Ffn& shape, Recompute policy) {
+    FfnActivations kept;
+    if (policy == Recompute::full) return kept;
+    kept.up = context.take("kept ffn pre-activation", shape.width);
+    if (policy == Recompute::selective) return kept;
+    kept.normed = context.take("kept normed", context.architecture.width);
+    kept.activated = context.take("kept ffn activation", shape.width);
+    return kept;
 }
 
 }  // namespace
 
-MambaActivations mamba_forward(const LayerContext& context, const Mamba& shape, const MambaWeights& weights,
-                               KeepForBackward keep) {
-    MambaActivations a;
-    a.normed = norm_in(context, weights.norm);
-    a.zxbcdt = project(context, "zxbcdt", a.normed, weights.in_proj);
-    a.xbc = context.take("xbc", shape.conv_channels());
-    context.backend.run(ConvForward{.shape = shape,
-                                    .zxbcdt = a.zxbcdt,
-                                    .weight = weights.conv_weight,
-                                    .bias = weights.conv_bias,
-                                    .document = context.document,
-                                    .xbc = a.xbc});
-    a.y = context.take("scan output", shape.inner());
-    if (keep == KeepForBackward::yes)
-        a.chunk_states =
-            context.arena.take("chunk states",
-                               {context.batch(), div_up(context.length(), kScanChunk) * shape.heads,
-                                shape.head_dim, shape.state},
-                               precise_type(context.backend.compute_type()));
-    context.backend.run(SsdForward{.shape = shape,
-                                   .chunk = kScanChunk,
-                                   .dt_min = context.architecture.dt_min,
-                                   .dt_max = context.architecture.dt_max,
-                                   .xbc = a.xbc,
-                                   .zxbcdt = a.zxbcdt,
-                                   .dt_bias = weights.dt_bias,
-                                   .a_log = weights.a_log,
-                                   .d = weights.d,
-                                   .document = context.document,
-                                   .y = a.y,
-                                   .chunk_states = a.chunk_states});
-    a.gated = keep == KeepForBackward::yes ? context.take("gated", shape.inner()) : a.y;
-    context.backend.run(GatedNormForward{.shape = shape,
-                                         .y = a.y,
-                                         .zxbcdt = a.zxbcdt,
-                                         .weight = weights.gate_norm,
-                                         .eps = context.architecture.norm_eps,
-                                         .out = a.gated});
+std::string_view name(Recompute policy) {
+    constexpr std::string_view kNames[] = {"none", "selective", "full"};
+    return kNames[static_cast<int>(policy)];
+}
+
+LayerActivations take_kept(const LayerContext& context, const Layer& layer, Recompute policy) {
+    LayerActivations kept;
+    if (auto* mamba = std::get_if<Mamba>(&layer))
+        kept.mamba = take_kept(context, *mamba, policy);
+    else if (auto* attention = std::get_if<Attention>(&layer))
+        kept.attention = take_kept(context, *attention, policy);
+    else
+        kept.ffn = take_kept(context, std::get<Ffn>(layer), policy);
+    return kept;
+}
+
+MambaActivations mamba_activations(const LayerContext& context, const Mamba& shape,
+                                   const MambaWeights& weights, Pass pass, MambaActivations a) {
+    const Builder builder(context, pass);
+    builder.norm(a.normed, weights.norm);
+    builder.project(a.zxbcdt, "zxbcdt", a.normed, weights.in_proj);
+    if (builder.needs(a.xbc, "xbc", shape.conv_channels()))
+        context.backend.run(ConvForward{.shape = shape,
+                                        .zxbcdt = a.zxbcdt,
+                                        .weight = weights.conv_weight,
+                                        .bias = weights.conv_bias,
+                                        .document = context.document,
+                                        .xbc = a.xbc});
+    if (builder.needs(a.y, "scan output", shape.inner())) {
+        if (pass == Pass::rebuild) a.chunk_states = take_chunk_states(context, shape);
+        context.backend.run(SsdForward{.shape = shape,
+                                       .chunk = kScanChunk,
+                                       .dt_min = context.architecture.dt_min,
+                                       .dt_max = context.architecture.dt_max,
+                                       .xbc = a.xbc,
+                                       .zxbcdt = a.zxbcdt,
+                                       .dt_bias = weights.dt_bias,
+                                       .a_log = weights.a_log,
+                                       .d = weights.d,
+                                       .document = context.document,
+                                       .y = a.y,
+                                       .chunk_states = a.chunk_states});
+    }
+    if (!a.gated && pass == Pass::forward) a.gated = a.y;
+    if (builder.needs(a.gated, "gated", shape.inner()))
+        context.backend.run(GatedNormForward{.shape = shape,
+                                             .y = a.y,
+                                             .zxbcdt = a.zxbcdt,
+                                             .weight = weights.gate_norm,
+                                             .eps = context.architecture.norm_eps,
+                                             .out = a.gated});
     return a;
 }
 
-AttentionActivations attention_forward(const LayerContext& context, const Attention& shape,
-                                       const AttentionWeights& weights, KeepForBackward keep) {
-    AttentionActivations a;
-    a.normed = norm_in(context, weights.norm);
-    a.q = project(context, "q", a.normed, weights.q_proj);
-    a.k = project(context, "k", a.normed, weights.k_proj);
-    a.v = project(context, "v", a.normed, weights.v_proj);
-    a.out = context.take("attention output", shape.heads * shape.head_dim);
-    if (keep == KeepForBackward::yes)
-        a.lse = context.arena.take("attention lse", {context.batch(), shape.heads, context.length()},
-                                   precise_type(context.backend.compute_type()));
-    context.backend.run(AttentionForward{.heads = shape.heads,
-                                         .kv_heads = shape.kv_heads,
-                                         .head_dim = shape.head_dim,
-                                         .q = a.q,
-                                         .k = a.k,
-                                         .v = a.v,
-                                         .document = context.document,
-                                         .out = a.out,
-                                         .lse = a.lse});
+AttentionActivations attention_activations(const LayerContext& context, const Attention& shape,
+                                           const AttentionWeights& weights, Pass pass,
+                                           AttentionActivations a) {
+    const Builder builder(context, pass);
+    builder.norm(a.normed, weights.norm);
+    builder.project(a.q, "q", a.normed, weights.q_proj);
+    builder.project(a.k, "k", a.normed, weights.k_proj);
+    builder.project(a.v, "v", a.normed, weights.v_proj);
+    if (builder.needs(a.out, "attention output", shape.heads * shape.head_dim)) {
+        if (pass == Pass::rebuild && !a.lse) a.lse = take_lse(context, shape);
+        context.backend.run(AttentionForward{.heads = shape.heads,
+                                             .kv_heads = shape.kv_heads,
+                                             .head_dim = shape.head_dim,
+                                             .q = a.q,
+                                             .k = a.k,
+                                             .v = a.v,
+                                             .document = context.document,
+                                             .out = a.out,
+                                             .lse = a.lse});
+    }
     return a;
 }
 
-FfnActivations ffn_forward(const LayerContext& context, const FfnWeights& weights, KeepForBackward keep) {
-    FfnActivations a;
-    a.normed = norm_in(context, weights.norm);
-    a.up = project(context, "ffn pre-activation", a.normed, weights.up_proj);
-    a.activated =
-        keep == KeepForBackward::yes ? context.take("ffn activation", weights.up_proj.size(0)) : a.up;
-    context.backend.run(SquaredReluForward{.x = a.up, .out = a.activated});
+FfnActivations ffn_activations(const LayerContext& context, const FfnWeights& weights, Pass pass,
+                               FfnActivations a) {
+    const Builder builder(context, pass);
+    const int64_t width = weights.up_proj.size(0);
+    const bool keeps_up = static_cast<bool>(a.up);
+    builder.norm(a.normed, weights.norm);
+    builder.project(a.up, "ffn pre-activation", a.normed, weights.up_proj);
+    if (!a.activated && pass == Pass::forward && !keeps_up) a.activated = a.up;
+    if (builder.needs(a.activated, "ffn activation", width))
+        context.backend.run(SquaredReluForward{.x = a.up, .out = a.activated});
     return a;
 }
 

@@ -24,30 +24,51 @@ struct LayerContext {
     }
 };
 
-// `no` lets activations overwrite each other.
-enum class KeepForBackward { no, yes };
-
 struct MambaActivations {
     Tensor normed;        // [B, T, D]
     Tensor zxbcdt;        // [B, T, projection]
     Tensor xbc;           // [B, T, conv_channels]
     Tensor y;             // [B, T, inner], before the gate
-    Tensor chunk_states;  // see SsdForward; only when kept
-    Tensor gated;         // [B, T, inner]; y's memory when not kept
+    Tensor chunk_states;  // see SsdForward; for the backward only
+    Tensor gated;         // [B, T, inner]; y's memory where nothing is kept
 };
 struct AttentionActivations {
     Tensor normed, q, k, v, out;
-    Tensor lse;  // only when kept
+    Tensor lse;  // for the backward only
 };
 struct FfnActivations {
     Tensor normed, up;
-    Tensor activated;  // [B, T, F]; up's memory when not kept
+    Tensor activated;  // [B, T, F]; up's memory where nothing is kept
+};
+// Those of one layer, in the member of its type.
+struct LayerActivations {
+    MambaActivations mamba;
+    AttentionActivations attention;
+    FfnActivations ffn;
 };
 
-MambaActivations mamba_forward(const LayerContext&, const Mamba&, const MambaWeights&, KeepForBackward);
-AttentionActivations attention_forward(const LayerContext&, const Attention&, const AttentionWeights&,
-                                       KeepForBackward);
-FfnActivations ffn_forward(const LayerContext&, const FfnWeights&, KeepForBackward);
+// How much of a layer's activations the backward computes once more instead of finding them kept. The values
+// are the same bits either way.
+//   none       everything is kept
+//   selective  what the widest products give is kept (Mamba: zxbcdt; FFN: the pre-activation; attention: q,
+//              k, v, its output and lse); norms, conv, scan and gates, which cost little, run again
+//   full       nothing is kept but the stream that enters the layer (and attention's lse)
+enum class Recompute { none, selective, full };
+std::string_view name(Recompute policy);
+
+// Takes from the arena what `policy` keeps of a layer; the other members stay empty.
+LayerActivations take_kept(const LayerContext&, const Layer&, Recompute policy);
+
+// What the tensors that a mixer's function is given mean, and what it has to leave.
+enum class Pass {
+    forward,  // memory that the forward pass fills on its way; the others may overwrite each other
+    rebuild   // values that are there already: everything else is computed beside them
+};
+MambaActivations mamba_activations(const LayerContext&, const Mamba&, const MambaWeights&, Pass,
+                                   MambaActivations given = {});
+AttentionActivations attention_activations(const LayerContext&, const Attention&, const AttentionWeights&,
+                                           Pass, AttentionActivations given = {});
+FfnActivations ffn_activations(const LayerContext&, const FfnWeights&, Pass, FfnActivations given = {});
 
 // out = in + branch * projection^T; `out` may be `in`.
 void add_to_residual(const LayerContext&, const Tensor& branch, const Tensor& projection, const Tensor& out);

@@ -98,19 +98,34 @@ Weights shaped_weights(const Backend& backend, const Architecture& architecture)
 }
 
 WeightMemory::WeightMemory(Backend& backend, const Architecture& architecture, bool zeroed)
+    : WeightMemory(backend, architecture, zeroed, [](const Tensor& parameter) { return parameter.dtype; }) {}
+
+WeightMemory::WeightMemory(Backend& backend, const Architecture& architecture, bool zeroed,
+                           const TypeChoice& type)
     : backend_(&backend), weights_(shaped_weights(backend, architecture)) {
     constexpr int64_t kAlignment = 256;
     for_each_parameter(architecture, weights_, [&](const ParameterInfo&, Tensor& tensor) {
+        const std::optional<DType> chosen = type(tensor);
+        if (!chosen) {
+            tensor = {};
+            return;
+        }
+        tensor.dtype = *chosen;
         bytes_ += div_up(tensor.bytes(), kAlignment) * kAlignment;
     });
-    block_ = backend.allocate(bytes_);
+    if (bytes_ > 0) block_ = backend.allocate(bytes_);
     std::byte* next = block_;
     for_each_parameter(architecture, weights_, [&](const ParameterInfo&, Tensor& tensor) {
-        tensor.data = next;  // stays null where a measuring backend gives no memory
-        if (next) next += div_up(tensor.bytes(), kAlignment) * kAlignment;
-        if (zeroed) backend.zero(tensor);
+        if (!tensor || !next) return;  // a measuring backend gives no memory
+        tensor.data = next;
+        next += div_up(tensor.bytes(), kAlignment) * kAlignment;
     });
     if (architecture.tied_embeddings) weights_.lm_head = weights_.embeddings;
+    if (zeroed) zero();
+}
+
+void WeightMemory::zero() {
+    if (block_) backend_->zero(Tensor(block_, DType::u8, {bytes_}, backend_->device()));
 }
 
 WeightMemory::WeightMemory(WeightMemory&& other) noexcept

@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <variant>
 #include <vector>
@@ -59,11 +60,16 @@ void for_each_parameter(const Architecture& architecture, Weights& weights,
 // The tensors of an architecture with their extents and types, and no memory behind them yet.
 Weights shaped_weights(const Backend& backend, const Architecture& architecture);
 
+// The type that a parameter's companion (its gradient, a moment) has in memory; nullopt: it has none.
+using TypeChoice = std::function<std::optional<DType>(const Tensor& parameter)>;
+
 // Owns the memory behind a Weights.
 class WeightMemory {
   public:
     // Uninitialised; `zeroed` fills with 0.
     WeightMemory(Backend& backend, const Architecture& architecture, bool zeroed);
+    // The same tensors in other types; those without one stay empty.
+    WeightMemory(Backend& backend, const Architecture& architecture, bool zeroed, const TypeChoice& type);
     ~WeightMemory();
     WeightMemory(WeightMemory&&) noexcept;
     WeightMemory& operator=(WeightMemory&&) = delete;
@@ -72,6 +78,8 @@ class WeightMemory {
     Weights& weights() { return weights_; }
     const Weights& weights() const { return weights_; }
     int64_t bytes() const { return bytes_; }
+    // All of it, by one operation.
+    void zero();
 
   private:
     Backend* backend_;

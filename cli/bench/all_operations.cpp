@@ -47,17 +47,31 @@ Operations gpu_operations() {
     add_ssd(list, large, one);
     add_ssd(list, small, four);
     add_ssd(list, small, long_one);
+    add_ssd_backward(list, small, one);
+    add_ssd_backward(list, large, one);
+    add_ssd_backward(list, small, four);
     add_attention(list, small, one);
+    for (const bool deterministic : {true, false}) add_attention_backward(list, small, one, deterministic);
+    add_attention_backward(list, large, one, true);
     for (const ModelSizes& model : {small, large}) {
         add_rms_norm(list, model, four);
         add_conv(list, model, four);
         add_gated_norm(list, model, four);
+        add_conv_backward(list, model, four);
+        add_gated_norm_backward(list, model, four);
         add_squared_relu(list, model, four);
     }
     add_add(list, small, four);
     add_column_sums(list, small, four);
     add_compare_logits(list, small, one.rows(), 0);
     add_compare_logits(list, small, one.rows(), 1);
+    add_embedding_backward(list, small, four);
+    for (const ModelSizes& model : {small, large}) {
+        add_rms_norm_backward(list, model, four);
+        add_squared_relu_backward(list, model, four);
+        add_feature_loss(list, model, four);
+    }
+    add_optimizer(list, small);
     for (const ModelSizes& model : {small, large}) add_product_gradients(list, model, one);
     add_vocabulary_loss(list, small, one.rows());
     return list;
@@ -70,15 +84,24 @@ Operations cpu_operations() {
     add_embedding(list, model, batch);
     add_products(list, model, batch);
     add_ssd(list, model, batch);
+    add_ssd_backward(list, model, batch);
     add_attention(list, model, batch);
+    add_attention_backward(list, model, batch, true);
     add_rms_norm(list, model, batch);
     add_conv(list, model, batch);
     add_gated_norm(list, model, batch);
+    add_conv_backward(list, model, batch);
+    add_gated_norm_backward(list, model, batch);
     add_squared_relu(list, model, batch);
     add_add(list, model, batch);
     add_column_sums(list, model, batch);
     add_compare_logits(list, model, batch.rows(), 0);
     add_compare_logits(list, model, batch.rows(), 1);
+    add_embedding_backward(list, model, batch);
+    add_rms_norm_backward(list, model, batch);
+    add_squared_relu_backward(list, model, batch);
+    add_feature_loss(list, model, batch);
+    add_optimizer(list, model);
     add_product_gradients(list, model, batch);
     add_vocabulary_loss(list, model, batch.rows());
     return list;

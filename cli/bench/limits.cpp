@@ -64,4 +64,10 @@ Limits measure_limits(Backend& backend) {
     return limits;
 }
 
+double measure_product_rate(Backend& backend) {
+    const bool cpu = backend.device() == DeviceKind::cpu;
+    return measure_product(backend, cpu ? ProductSizes{512, 1024, 512} : ProductSizes{8192, 8192, 8192})
+        .per_second;
+}
+
 }  // namespace minipuzzle::cli::bench

@@ -26,4 +26,7 @@ struct Limits {
 
 Limits measure_limits(Backend& backend);
 
+// FLOPs a second of one large product.
+double measure_product_rate(Backend& backend);
+
 }  // namespace minipuzzle::cli::bench

@@ -42,8 +42,19 @@ void add_add(Operations& list, const ModelSizes& model, Batch batch);
 void add_column_sums(Operations& list, const ModelSizes& model, Batch batch);
 void add_conv(Operations& list, const ModelSizes& model, Batch batch);
 void add_ssd(Operations& list, const ModelSizes& model, Batch batch);
+void add_ssd_backward(Operations& list, const ModelSizes& model, Batch batch);
 void add_gated_norm(Operations& list, const ModelSizes& model, Batch batch);
+void add_conv_backward(Operations& list, const ModelSizes& model, Batch batch);
+void add_gated_norm_backward(Operations& list, const ModelSizes& model, Batch batch);
 void add_attention(Operations& list, const ModelSizes& model, Batch batch);
+void add_attention_backward(Operations& list, const ModelSizes& model, Batch batch, bool deterministic);
+void add_embedding_backward(Operations& list, const ModelSizes& model, Batch batch);
+void add_rms_norm_backward(Operations& list, const ModelSizes& model, Batch batch);
+void add_squared_relu_backward(Operations& list, const ModelSizes& model, Batch batch);
+// Cosine and squared error.
+void add_feature_loss(Operations& list, const ModelSizes& model, Batch batch);
+// Gradient norms and AdamW over some of the model's parameters.
+void add_optimizer(Operations& list, const ModelSizes& model);
 // The scoring head: a base and this many variants.
 void add_compare_logits(Operations& list, const ModelSizes& model, int64_t rows, int variants);
 // Forward KL against a teacher as wide, with both gradients.

@@ -14,7 +14,7 @@
 #include <cmath>
 
 #include "kernels/cuda/attention_plain.h"
-#include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/attention_tiles.cuh"
 
 namespace minipuzzle::cuda {
 namespace {
@@ -28,8 +28,8 @@ struct AttentionParams {
     const int32_t* document;  // null: none
     uint16_t* out;
     float* lse;  // null: not wanted
-    int time, heads, kv_heads, head_dim, query_blocks;
-    bool aligned;      // every row of a head begins on 16 bytes
+    int time, heads, kv_heads, query_blocks;
+    HeadFormat format;
     float scale_log2;  // log2(e) / sqrt(head_dim): exponentials are taken to base 2
 };
 
@@ -49,140 +49,27 @@ struct AttentionShape {
     static constexpr int kSharedBytes = kOffsets + 16;
 };
 
-// Where piece `piece` (16 bytes) of a row lies inside its row: permuted so that eight rows' equal pieces,
-// which ldmatrix reads at once, fall into different banks. kDim is a multiple of 32.
-template <int kDim>
-__device__ __forceinline__ int swizzled(int row, int piece) {
-    return (kDim % 64 == 0 ? piece ^ (row % 8) : piece ^ (row / 2 % 4)) * 16;
-}
-// From the address of a row's piece 0 or 1 to that of the piece `ahead` (even) further on. Rows begin at
-// multiples of the permutation's span, so the step is an exclusive or, and a constant beyond the span.
-template <int kDim>
-__device__ __forceinline__ uint32_t pieces_ahead(uint32_t address, int ahead) {
-    constexpr int kPermuted = kDim % 64 == 0 ? 0x70 : 0x30;
-    return (address ^ (ahead * 16 & kPermuted)) + (ahead * 16 & ~kPermuted);
-}
-// The address that a lane begins with, inside rows that begin at `rows`.
-template <int kDim>
-__device__ __forceinline__ uint32_t lane_address(uint32_t rows, LaneBlock lane) {
-    return rows + lane.row * 2 * kDim + swizzled<kDim>(lane.row, lane.piece);
-}
-
-// kRows rows of one head, the first of them at `from`, to shared memory; zeros beyond row `inside` and beyond
-// head_dim. A thread keeps its piece of the row and goes down the rows.
-template <int kDim, int kRows>
-__device__ __forceinline__ void load_rows(uint32_t to, const uint16_t* from, int64_t pitch, int inside,
-                                          const AttentionParams& p) {
-    constexpr int kPieces = kDim / 8;
-    constexpr int kLanes = kPieces <= 4 ? 4 : kPieces <= 8 ? 8 : kPieces <= 16 ? 16 : 32;  // of a row
-    constexpr int kStep = kThreads / kLanes;
-    static_assert(kPieces <= kLanes && kRows % kStep == 0);
-    const int piece = threadIdx.x % kLanes, first_row = threadIdx.x / kLanes;
-    if (piece >= kPieces) return;
-    const uint16_t* source = from + first_row * pitch + piece * 8;
-    const int count = p.head_dim - piece * 8;
-    if (p.aligned) {
-#pragma unroll
-        for (int row = first_row, n = 0; n < kRows / kStep; ++n, row += kStep, source += kStep * pitch)
-            copy_async(to + row * 2 * kDim + swizzled<kDim>(row, piece), source, row < inside && count > 0);
-    } else {
-#pragma unroll 1
-        for (int row = first_row; row < kRows; row += kStep, source += kStep * pitch)
-            store_shared(to + row * 2 * kDim + swizzled<kDim>(row, piece),
-                         gather_16(source, row < inside ? count : 0));
-    }
-}
-
-// The first token of the document that token t belongs to. All lanes of a warp search together: each round
-// leaves a 32nd of the range.
-__device__ __forceinline__ int first_of_document(const int32_t* document, int t) {
-    const int lane = threadIdx.x % kWarp;
-    const int32_t own = document[t];
-    int low = 0, high = t;  // document[high] is own, everything before low is less
-    while (low < high) {
-        const int step = (high - low + kWarp - 1) / kWarp, at = low + lane * step;
-        const bool less = at < high && document[at] < own;
-        const int count = __popc(__ballot_sync(kAllLanes, less));
-        if (count == 0) return low;
-        high = min(high, low + count * step);
-        low += (count - 1) * step + 1;
-    }
-    return low;
-}
-
-// Writes, for each of the warp's rows, the first key that it may see.
-template <class Shape>
-__device__ __forceinline__ void find_first_keys(int* first_keys, const AttentionParams& p,
-                                                const int32_t* document, int warp_row) {
-    const int lane = threadIdx.x % kWarp, row = warp_row + lane;
-    int first = 0;
-    if (document && warp_row < p.time) {
-        const int lowest = first_of_document(document, warp_row);
-        const bool opens = lane > 0 && row < p.time && document[row] != document[row - 1];
-        // Of the warp's rows up to this one, the last that opens a document.
-        const unsigned openings = __ballot_sync(kAllLanes, opens) & (0xffffffffu >> (31 - lane));
-        first = openings ? warp_row + 31 - __clz(openings) : lowest;
-    }
-    if (lane < Shape::kWarpRows) first_keys[lane] = first;
-    __syncwarp();
-}
-
 // The running output and softmax statistics of a lane's rows.
 template <class Shape>
 struct Running {
-    float out[Shape::kTiles][Shape::kDim / 8][4];
+    TileRows<Shape::kTiles, Shape::kDim> out;
     float largest[Shape::kTiles][2];  // of the raw scores so far
     float sum[Shape::kTiles][2];      // of this lane's columns only
 
     __device__ Running() {
+        clear(out);
 #pragma unroll
-        for (int tile = 0; tile < Shape::kTiles; ++tile) {
-#pragma unroll
-            for (int n = 0; n < Shape::kDim / 8; ++n)
-#pragma unroll
-                for (int e = 0; e < 4; ++e) out[tile][n][e] = 0;
+        for (int tile = 0; tile < Shape::kTiles; ++tile)
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 largest[tile][half] = -INFINITY;
                 sum[tile][half] = 0;
             }
-        }
     }
 };
 
 template <class Shape>
-using Scores = float[Shape::kTiles][Shape::kKeys / 8][4];
-
-// scores = q k^T for the warp's rows; `q` and `k` are the lane's addresses in the warp's rows and in the
-// keys.
-template <class Shape>
-__device__ __forceinline__ void multiply_scores(Scores<Shape>& scores, uint32_t q, uint32_t k) {
-#pragma unroll
-    for (int tile = 0; tile < Shape::kTiles; ++tile)
-#pragma unroll
-        for (int n = 0; n < Shape::kKeys / 8; ++n)
-#pragma unroll
-            for (int e = 0; e < 4; ++e) scores[tile][n][e] = 0;
-#pragma unroll
-    for (int step = 0; step < Shape::kDim / 16; ++step) {
-        const uint32_t q_step = pieces_ahead<Shape::kDim>(q, 2 * step);
-        const uint32_t k_step = pieces_ahead<Shape::kDim>(k, 2 * step);
-        uint32_t a[Shape::kTiles][4];
-#pragma unroll
-        for (int tile = 0; tile < Shape::kTiles; ++tile)
-            load_matrices(a[tile], q_step + tile * 16 * Shape::kPitch);
-#pragma unroll
-        for (int n = 0; n < Shape::kKeys / 16; ++n) {
-            uint32_t b[4];
-            load_matrices(b, k_step + n * 16 * Shape::kPitch);
-#pragma unroll
-            for (int tile = 0; tile < Shape::kTiles; ++tile) {
-                multiply_add(scores[tile][2 * n], a[tile], b[0], b[1]);
-                multiply_add(scores[tile][2 * n + 1], a[tile], b[2], b[3]);
-            }
-        }
-    }
-}
+using Scores = TileRows<Shape::kTiles, Shape::kKeys>;
 
 // -inf where a row may not see a key: later than itself, or of an earlier document.
 template <class Shape>
@@ -249,35 +136,6 @@ __device__ __forceinline__ void advance_softmax(Scores<Shape>& scores, Running<S
     }
 }
 
-// out += probabilities * v; `v` is the lane's address in the values.
-template <class Shape>
-__device__ __forceinline__ void multiply_values(Running<Shape>& running, const Scores<Shape>& probabilities,
-                                                uint32_t v) {
-#pragma unroll
-    for (int step = 0; step < Shape::kKeys / 16; ++step) {
-        uint32_t a[Shape::kTiles][4];
-#pragma unroll
-        for (int tile = 0; tile < Shape::kTiles; ++tile) {
-            const float(&left)[4] = probabilities[tile][2 * step];
-            const float(&right)[4] = probabilities[tile][2 * step + 1];
-            a[tile][0] = pack_bf16(left[0], left[1]);
-            a[tile][1] = pack_bf16(left[2], left[3]);
-            a[tile][2] = pack_bf16(right[0], right[1]);
-            a[tile][3] = pack_bf16(right[2], right[3]);
-        }
-#pragma unroll
-        for (int n = 0; n < Shape::kDim / 16; ++n) {
-            uint32_t b[4];
-            load_matrices_transposed(b, pieces_ahead<Shape::kDim>(v, 2 * n) + step * 16 * Shape::kPitch);
-#pragma unroll
-            for (int tile = 0; tile < Shape::kTiles; ++tile) {
-                multiply_add(running.out[tile][2 * n], a[tile], b[0], b[1]);
-                multiply_add(running.out[tile][2 * n + 1], a[tile], b[2], b[3]);
-            }
-        }
-    }
-}
-
 // Divides by the sums, writes lse, and leaves the rows in the warp's own part of the queries' shared memory,
 // in bf16.
 template <class Shape>
@@ -304,29 +162,6 @@ __device__ __forceinline__ void finish_rows(const Running<Shape>& running, const
         }
 }
 
-// The warp's rows from shared memory to `out`, the address of token 0.
-template <class Shape>
-__device__ __forceinline__ void store_rows(uint16_t* out, const AttentionParams& p, int warp_row,
-                                           uint32_t rows) {
-    const int lane = threadIdx.x % kWarp;
-    const int64_t pitch = static_cast<int64_t>(p.heads) * p.head_dim;
-    constexpr int kPieces = Shape::kDim / 8;
-    for (int i = lane; i < Shape::kWarpRows * kPieces; i += kWarp) {
-        const int row = i / kPieces, piece = i % kPieces, count = p.head_dim - piece * 8;
-        if (warp_row + row >= p.time || count <= 0) continue;
-        const uint4 values = load_shared_16(rows + row * Shape::kPitch + swizzled<Shape::kDim>(row, piece));
-        uint16_t* to = out + (warp_row + row) * pitch + piece * 8;
-        if (p.aligned) {
-            *reinterpret_cast<uint4*>(to) = values;
-        } else {
-            const uint32_t pairs[4] = {values.x, values.y, values.z, values.w};
-#pragma unroll
-            for (int e = 0; e < 8; ++e)
-                if (e < count) to[e] = static_cast<uint16_t>(pairs[e / 2] >> (e % 2 * 16));
-        }
-    }
-}
-
 // One block of query rows of one head. Blocks are numbered with heads fastest (heads that share keys run side
 // by side), then query blocks from the longest to the shortest, then sequences.
 template <class Shape>
@@ -338,10 +173,11 @@ __global__ void __launch_bounds__(kThreads, Shape::kBlocks) attention_kernel(con
     const int64_t sequence = place / p.query_blocks;
     const int kv_head = head / (p.heads / p.kv_heads);
     const int first_query = query_block * Shape::kRows;
-    const int64_t q_pitch = static_cast<int64_t>(p.heads) * p.head_dim;
-    const int64_t kv_pitch = static_cast<int64_t>(p.kv_heads) * p.head_dim;
-    const int64_t q_offset = sequence * p.time * q_pitch + static_cast<int64_t>(head) * p.head_dim;
-    const int64_t kv_offset = sequence * p.time * kv_pitch + static_cast<int64_t>(kv_head) * p.head_dim;
+    const int64_t q_pitch = static_cast<int64_t>(p.heads) * p.format.head_dim;
+    const int64_t kv_pitch = static_cast<int64_t>(p.kv_heads) * p.format.head_dim;
+    const int64_t q_offset = sequence * p.time * q_pitch + static_cast<int64_t>(head) * p.format.head_dim;
+    const int64_t kv_offset =
+        sequence * p.time * kv_pitch + static_cast<int64_t>(kv_head) * p.format.head_dim;
     const int32_t* document = p.document ? p.document + sequence * p.time : nullptr;
 
     int64_t* const kept_offsets = reinterpret_cast<int64_t*>(shared + Shape::kOffsets);
@@ -351,16 +187,17 @@ __global__ void __launch_bounds__(kThreads, Shape::kBlocks) attention_kernel(con
     }
     const uint32_t q_shared = shared_address(shared);
     const uint32_t stages = q_shared + Shape::kRows * Shape::kPitch;
-    load_rows<Shape::kDim, Shape::kRows>(q_shared, p.q + q_offset + first_query * q_pitch, q_pitch,
-                                         p.time - first_query, p);
+    load_rows<Shape::kDim, Shape::kRows, kThreads>(q_shared, p.q + q_offset + first_query * q_pitch, q_pitch,
+                                                   p.time - first_query, p.format);
 
     const int last_block = (min(first_query + Shape::kRows, p.time) - 1) / Shape::kKeys;
     const auto load_block = [&](int block) {
         const uint32_t stage = stages + (block % 2) * 2 * Shape::kTileBytes;
         const int first_key = block * Shape::kKeys, inside = p.time - first_key;
         const int64_t offset = kv_offset + first_key * kv_pitch;
-        load_rows<Shape::kDim, Shape::kKeys>(stage, p.k + offset, kv_pitch, inside, p);
-        load_rows<Shape::kDim, Shape::kKeys>(stage + Shape::kTileBytes, p.v + offset, kv_pitch, inside, p);
+        load_rows<Shape::kDim, Shape::kKeys, kThreads>(stage, p.k + offset, kv_pitch, inside, p.format);
+        load_rows<Shape::kDim, Shape::kKeys, kThreads>(stage + Shape::kTileBytes, p.v + offset, kv_pitch,
+                                                       inside, p.format);
         commit_copies();
     };
     // From the diagonal back to the first document's first key: where that is, is found while the diagonal
@@ -369,8 +206,8 @@ __global__ void __launch_bounds__(kThreads, Shape::kBlocks) attention_kernel(con
     const int first_block = document ? first_of_document(document, first_query) / Shape::kKeys : 0;
 
     int* const all_first_keys = reinterpret_cast<int*>(shared + Shape::kFirstKeys);
-    find_first_keys<Shape>(all_first_keys + threadIdx.x / kWarp * Shape::kWarpRows, p, document,
-                           first_query + threadIdx.x / kWarp * Shape::kWarpRows);
+    find_first_keys<Shape::kWarpRows>(all_first_keys + threadIdx.x / kWarp * Shape::kWarpRows, p.time,
+                                      document, first_query + threadIdx.x / kWarp * Shape::kWarpRows);
     Running<Shape> running;
     for (int block = last_block; block >= first_block; --block) {
         wait_for_copies<0>();
@@ -384,15 +221,16 @@ __global__ void __launch_bounds__(kThreads, Shape::kBlocks) attention_kernel(con
         if (first_key >= warp_row + Shape::kWarpRows || end_key <= first_keys[0]) continue;
         const uint32_t keys = stages + block % 2 * 2 * Shape::kTileBytes, values = keys + Shape::kTileBytes;
         Scores<Shape> scores;
-        multiply_scores<Shape>(
+        multiply_by_rows<Shape::kDim>(
             scores,
             lane_address<Shape::kDim>(q_shared + warp_begin * Shape::kPitch, lane_block_by_rows(lane)),
             lane_address<Shape::kDim>(keys, lane_block_by_columns(lane)));
         if (end_key > warp_row + 1 || first_key < first_keys[Shape::kWarpRows - 1])
             mask_scores<Shape>(scores, first_keys, warp_row, first_key);
         advance_softmax<Shape>(scores, running, p.scale_log2);
-        multiply_values<Shape>(running, scores,
-                               lane_address<Shape::kDim>(values, lane_block_by_rows(thread_again() % kWarp)));
+        multiply_add_columns<Shape::kDim>(
+            running.out, scores,
+            lane_address<Shape::kDim>(values, lane_block_by_rows(thread_again() % kWarp)));
     }
 
     const int warp_begin = threadIdx.x / kWarp * Shape::kWarpRows, warp_row = first_query + warp_begin;
@@ -401,7 +239,9 @@ __global__ void __launch_bounds__(kThreads, Shape::kBlocks) attention_kernel(con
     __syncwarp();
     finish_rows<Shape>(running, p, lse, warp_row, q_warp);
     __syncwarp();
-    store_rows<Shape>(p.out + kept_offsets[0], p, warp_row, q_warp);
+    const int64_t pitch = static_cast<int64_t>(p.heads) * p.format.head_dim;
+    store_rows<Shape::kDim, Shape::kWarpRows, Shape::kDim / 8>(p.out + kept_offsets[0] + warp_row * pitch,
+                                                               pitch, p.time - warp_row, p.format, q_warp);
 }
 
 template <class Shape>
@@ -437,16 +277,16 @@ void attention_forward_plain(const Context& context, const AttentionForward& arg
     p.time = narrow<int>(time);
     p.heads = narrow<int>(args.heads);
     p.kv_heads = narrow<int>(args.kv_heads);
-    p.head_dim = narrow<int>(args.head_dim);
-    p.aligned = p.head_dim % 8 == 0 && aligned_to_16(p.q) && aligned_to_16(p.k) && aligned_to_16(p.v) &&
-                aligned_to_16(p.out);
-    p.scale_log2 = kLog2E / std::sqrt(static_cast<float>(p.head_dim));
+    p.format.head_dim = narrow<int>(args.head_dim);
+    p.format.aligned = p.format.head_dim % 8 == 0 && aligned_to_16(p.q) && aligned_to_16(p.k) &&
+                       aligned_to_16(p.v) && aligned_to_16(p.out);
+    p.scale_log2 = kLog2E / std::sqrt(static_cast<float>(p.format.head_dim));
 
-    if (p.head_dim <= 32) return launch<AttentionShape<32, 2, 32, 4>>(context, p, batch);
-    if (p.head_dim <= 64) return launch<AttentionShape<64, 2, 96, 2>>(context, p, batch);
-    if (p.head_dim <= 96) return launch<AttentionShape<96, 2, 64, 2>>(context, p, batch);
-    if (p.head_dim <= 128) return launch<AttentionShape<128, 2, 64, 2>>(context, p, batch);
-    if (p.head_dim <= 192) return launch<AttentionShape<192, 1, 32, 2>>(context, p, batch);
+    if (p.format.head_dim <= 32) return launch<AttentionShape<32, 2, 32, 4>>(context, p, batch);
+    if (p.format.head_dim <= 64) return launch<AttentionShape<64, 2, 96, 2>>(context, p, batch);
+    if (p.format.head_dim <= 96) return launch<AttentionShape<96, 2, 64, 2>>(context, p, batch);
+    if (p.format.head_dim <= 128) return launch<AttentionShape<128, 2, 64, 2>>(context, p, batch);
+    if (p.format.head_dim <= 192) return launch<AttentionShape<192, 1, 32, 2>>(context, p, batch);
     launch<AttentionShape<256, 1, 32, 2>>(context, p, batch);
 }
 

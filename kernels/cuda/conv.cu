@@ -1,6 +1,6 @@
 // The causal depthwise convolution of the Mamba-2 mixer, followed by SiLU.
+#include "kernels/cuda/conv.cuh"
 #include "kernels/cuda/operations.h"
-#include "kernels/cuda/vectors.cuh"
 
 namespace minipuzzle::cuda {
 namespace {
@@ -8,15 +8,10 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kRun = 32;  // tokens that one thread follows: as many as a warp has lanes
 
-// What the kernels read and write. The x|B|C part of a row begins at `rows`.
-struct Conv {
-    const bf16* rows;
-    const bf16 *weight, *bias;  // [channels, taps], [channels] or null
-    const int32_t* document;    // [batch, time] or null
-    const bf16* initial;        // [batch, channels, taps-1] or null
-    bf16 *xbc, *final_state;    // [batch, time, channels], [batch, channels, taps-1] or null
-    int64_t batch, time, channels, taps, pitch;
-    Reuse reuse;  // of xbc
+// What the kernels read and write.
+struct Conv : ConvInput {
+    bf16 *xbc, *final_state;  // [batch, time, channels], [batch, channels, taps-1] or null
+    Reuse reuse;              // of xbc
 };
 
 // One sequence's share, and a run of its tokens over a block of channels.
@@ -36,20 +31,6 @@ __device__ Task task_of(const Conv& conv, int64_t index, int64_t channels_per_ta
             .first_channel = index % channel_blocks * channels_per_task};
 }
 
-// Whether tokens `from` <= t of a sequence see each other; positions before the row belong to its first
-// document.
-__device__ bool same_document(const int32_t* document, int64_t from, int64_t t) {
-    return !document || document[max(from, int64_t{0})] == document[t];
-}
-
-// The value before the convolution that tap `from` < t finds; 0 where there is none.
-__device__ float value_at(const Conv& conv, int64_t sequence, int64_t channel, int64_t from) {
-    if (from >= 0) return __bfloat162float(conv.rows[(sequence * conv.time + from) * conv.pitch + channel]);
-    if (!conv.initial) return 0;
-    const int64_t kept = conv.taps - 1;
-    return __bfloat162float(conv.initial[(sequence * conv.channels + channel) * kept + kept + from]);
-}
-
 // Four taps over W channels of one thread. The last four values of each channel are a ring, indexed by the
 // token's place in groups of four.
 template <int W>
@@ -57,14 +38,6 @@ struct FourTaps {
     static constexpr int kTaps = 4;
     float weight[kTaps][W], bias[W] = {}, ring[kTaps][W];
 
-    // From [W, taps] as it lies in memory.
-    __device__ void load_weight(const bf16* from) {
-        float flat[kTaps][W];
-#pragma unroll
-        for (int part = 0; part < kTaps; ++part) unpack(load<W, Reuse::again>(from + part * W), flat[part]);
-#pragma unroll
-        for (int i = 0; i < kTaps * W; ++i) weight[i % kTaps][i / kTaps] = flat[i / W][i % W];
-    }
     // Everything but the value at `place` is of another document.
     __device__ void forget_others(int place) {
 #pragma unroll
@@ -143,7 +116,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) convolve_four_taps(const Co
     }
 
     FourTaps<W> taps;
-    taps.load_weight(conv.weight + channel * kTaps);
+    load_taps(conv.weight + channel * kTaps, taps.weight);
     if (conv.bias) unpack(load<W, Reuse::again>(conv.bias + channel), taps.bias);
 #pragma unroll
     for (int k = 1; k < kTaps; ++k) {  // the token that has place k lies kTaps - k before the run
@@ -224,20 +197,8 @@ void convolve(const Context& context, const Conv& conv) {
 // 8B: 2 * conv_channels read and as much written per token (40 KiB at 10240 channels; the three rows before a
 // run come from cache); 2 * Kc + 4 FLOPs, an exponential and a reciprocal per element.
 void run(const Context& context, const ConvForward& args) {
-    const MambaShape& s = args.shape;
-    const Conv conv{.rows = bf16_data(args.zxbcdt) + s.inner(),
-                    .weight = bf16_data(args.weight),
-                    .bias = bf16_data(args.bias),
-                    .document = args.document.as<int32_t>(),
-                    .initial = bf16_data(args.initial_state),
-                    .xbc = bf16_data(args.xbc),
-                    .final_state = bf16_data(args.final_state),
-                    .batch = args.xbc.size(0),
-                    .time = args.xbc.size(1),
-                    .channels = s.conv_channels(),
-                    .taps = s.conv_kernel,
-                    .pitch = s.projection(),
-                    .reuse = reuse_of(args.xbc.bytes())};
+    const Conv conv{conv_input(args), bf16_data(args.xbc), bf16_data(args.final_state),
+                    reuse_of(args.xbc.bytes())};
     if (conv.batch == 0) return;
     if (conv.time > 0) convolve(context, conv);
     const int64_t kept = conv.batch * conv.channels * (conv.taps - 1);

@@ -2,131 +2,103 @@
 
 #include <cmath>
 #include <limits>
-#include <utility>
-#include <vector>
 
-#include "kernels/cuda/libraries.h"
+#include "kernels/cuda/cudnn_graph.h"
 
 namespace minipuzzle::cuda {
 
 namespace {
 
-// One object of the backend interface: created, given attributes, made final, destroyed.
-class Descriptor {
-  public:
-    explicit Descriptor(cudnnBackendDescriptorType_t type) {
-        MP_CUDNN(cudnn().backend_create(type, &descriptor_));
-    }
-    ~Descriptor() {
-        if (descriptor_) cudnn().backend_destroy(descriptor_);
-    }
-    Descriptor(Descriptor&& other) noexcept : descriptor_(std::exchange(other.descriptor_, nullptr)) {}
-    Descriptor& operator=(Descriptor&&) = delete;
-
-    cudnnBackendDescriptor_t get() const { return descriptor_; }
-
-    void set(cudnnBackendAttributeName_t name, cudnnBackendAttributeType_t type, int64_t count,
-             const void* values) {
-        MP_CUDNN(cudnn().backend_set(descriptor_, name, type, count, values));
-    }
-    void set(cudnnBackendAttributeName_t name, cudnnDataType_t value) {
-        set(name, CUDNN_TYPE_DATA_TYPE, 1, &value);
-    }
-    void set(cudnnBackendAttributeName_t name, int64_t value) { set(name, CUDNN_TYPE_INT64, 1, &value); }
-    void set(cudnnBackendAttributeName_t name, bool value) { set(name, CUDNN_TYPE_BOOLEAN, 1, &value); }
-    void set(cudnnBackendAttributeName_t name, cudnnPointwiseMode_t value) {
-        set(name, CUDNN_TYPE_POINTWISE_MODE, 1, &value);
-    }
-    void set(cudnnBackendAttributeName_t name, cudnnReduceTensorOp_t value) {
-        set(name, CUDNN_TYPE_REDUCTION_OPERATOR_TYPE, 1, &value);
-    }
-    void set(cudnnBackendAttributeName_t name, cudnnBackendHeurMode_t value) {
-        set(name, CUDNN_TYPE_HEUR_MODE, 1, &value);
-    }
-    void set(cudnnBackendAttributeName_t name, cudnnHandle_t value) {
-        set(name, CUDNN_TYPE_HANDLE, 1, &value);
-    }
-    void set(cudnnBackendAttributeName_t name, const Descriptor& value) {
-        set(name, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &value.descriptor_);
-    }
-
-    int64_t get_count(cudnnBackendAttributeName_t name) const {
-        int64_t count = 0;
-        MP_CUDNN(cudnn().backend_get(descriptor_, name, CUDNN_TYPE_BACKEND_DESCRIPTOR, 0, &count, nullptr));
-        return count;
-    }
-    int64_t get_int64(cudnnBackendAttributeName_t name) const {
-        int64_t value = 0, count = 0;
-        MP_CUDNN(cudnn().backend_get(descriptor_, name, CUDNN_TYPE_INT64, 1, &count, &value));
-        return value;
-    }
-
-    void finalize() { MP_CUDNN(cudnn().backend_finalize(descriptor_)); }
-    // False where the library says that it does not support this.
-    bool finalize_if_supported() {
-        const cudnnStatus_t status = cudnn().backend_finalize(descriptor_);
-        if (status / 1000 * 1000 == CUDNN_STATUS_NOT_SUPPORTED) return false;
-        MP_CUDNN(status);
-        return true;
-    }
-
-  private:
-    cudnnBackendDescriptor_t descriptor_ = nullptr;
+// Names of the operands that a launch supplies; what lies inside the graphs is numbered from kInner on.
+enum Operand : int64_t {
+    kQ = 1,
+    kK,
+    kV,
+    kOut,
+    kLse,
+    kScale,
+    kMasked,
+    kOne,
+    kDOut,
+    kDQ,
+    kDK,
+    kDV,
+    kDelta,
+    kDQSums,
+    kInner
 };
 
-using Four = std::array<int64_t, 4>;
+// Tensors that both directions share.
+class AttentionGraph : public CudnnGraph {
+  protected:
+    AttentionGraph(const CudnnAttentionShape& shape)
+        : CudnnGraph(kInner),
+          shape_(shape),
+          q_row_(shape.heads * shape.head_dim),
+          kv_row_(shape.kv_heads * shape.head_dim) {}
 
-// Names of the operands that a launch supplies. Tensors inside the graph are numbered from kInner on.
-enum Operand : int64_t { kQ = 1, kK, kV, kOut, kLse, kScale, kMasked, kInner };
+    // [B, T, heads, head_dim] in memory, q's way and k's.
+    Descriptor like_q(Operand id) const {
+        return operand(id, CUDNN_DATA_BFLOAT16, {shape_.batch, shape_.heads, shape_.length, shape_.head_dim},
+                       {shape_.length * q_row_, shape_.head_dim, q_row_, 1});
+    }
+    Descriptor like_k(Operand id) const {
+        return operand(id, CUDNN_DATA_BFLOAT16,
+                       {shape_.batch, shape_.kv_heads, shape_.length, shape_.head_dim},
+                       {shape_.length * kv_row_, shape_.head_dim, kv_row_, 1});
+    }
+    Descriptor like_k_transposed(Operand id) const {
+        return operand(id, CUDNN_DATA_BFLOAT16,
+                       {shape_.batch, shape_.kv_heads, shape_.head_dim, shape_.length},
+                       {shape_.length * kv_row_, shape_.head_dim, 1, kv_row_});
+    }
+    // A float per query. A sequence's lse starts wherever that of the one before ends.
+    Descriptor rows(Operand id) const { return operand(id, CUDNN_DATA_FLOAT, per_row(), row_strides(), 4); }
+
+    // Between operations: a value per (query, key) pair, or per query.
+    Descriptor pairs(cudnnDataType_t type = CUDNN_DATA_FLOAT) {
+        const int64_t heads = shape_.heads, length = shape_.length;
+        return inner(type, {shape_.batch, heads, length, length},
+                     {heads * length * length, length * length, length, 1});
+    }
+    Descriptor inner_row() { return inner(CUDNN_DATA_FLOAT, per_row(), row_strides()); }
+
+    Four per_row() const { return {shape_.batch, shape_.heads, shape_.length, 1}; }
+    Four row_strides() const { return {shape_.heads * shape_.length, shape_.length, 1, 1}; }
+
+    // scores where the key is not later than the query, else `masked`.
+    Descriptor mask(const Descriptor& scores, const Descriptor& masked) {
+        const Descriptor row = pairs(CUDNN_DATA_INT32), column = pairs(CUDNN_DATA_INT32);
+        index(2, scores, row);
+        index(3, scores, column);
+        const Descriptor visible = pairs(CUDNN_DATA_BOOLEAN);
+        pointwise(CUDNN_POINTWISE_CMP_GE, row, &column, nullptr, visible, CUDNN_DATA_BOOLEAN);
+        Descriptor result = pairs();
+        pointwise(CUDNN_POINTWISE_BINARY_SELECT, scores, &masked, &visible, result);
+        return result;
+    }
+
+    CudnnAttentionShape shape_;
+    int64_t q_row_, kv_row_;
+};
 
 // The operations of out = softmax(mask(scale * q k^T)) v in the form that cuDNN's fused kernels are
 // recognised by: every step of the softmax spelled out, everything between q, k, v and out virtual.
-class AttentionGraph {
+class ForwardGraph : public AttentionGraph {
   public:
-    AttentionGraph(const CudnnHandle& handle, const CudnnAttentionShape& shape)
-        : shape_(shape), graph_(CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR) {
-        add_operations();
-        std::vector<cudnnBackendDescriptor_t> list;
-        for (const Descriptor& operation : operations_) list.push_back(operation.get());
-        graph_.set(CUDNN_ATTR_OPERATIONGRAPH_HANDLE, handle.get());
-        graph_.set(CUDNN_ATTR_OPERATIONGRAPH_OPS, CUDNN_TYPE_BACKEND_DESCRIPTOR, std::ssize(list),
-                   list.data());
-        supported_ = graph_.finalize_if_supported();
-    }
-
-    bool supported() const { return supported_; }
-    const Descriptor& get() const { return graph_; }
-
-  private:
-    void add_operations() {
-        const auto [length, heads, kv_heads, dim, with_lse] = shape_;
-        const int64_t q_row = heads * dim, kv_row = kv_heads * dim;
-        const Descriptor q =
-            operand(kQ, CUDNN_DATA_BFLOAT16, {1, heads, length, dim}, {length * q_row, dim, q_row, 1});
-        const Descriptor k_transposed =
-            operand(kK, CUDNN_DATA_BFLOAT16, {1, kv_heads, dim, length}, {length * kv_row, dim, 1, kv_row});
-        const Descriptor v =
-            operand(kV, CUDNN_DATA_BFLOAT16, {1, kv_heads, length, dim}, {length * kv_row, dim, kv_row, 1});
-        const Descriptor out =
-            operand(kOut, CUDNN_DATA_BFLOAT16, {1, heads, length, dim}, {length * q_row, dim, q_row, 1});
-        const Descriptor lse =
-            with_lse ? operand(kLse, CUDNN_DATA_FLOAT, per_row(), row_strides()) : inner_row();
+    ForwardGraph(const CudnnHandle& handle, const CudnnAttentionShape& shape) : AttentionGraph(shape) {
+        const Descriptor q = like_q(kQ), k_transposed = like_k_transposed(kK), v = like_k(kV),
+                         out = like_q(kOut);
+        const Descriptor lse = shape.lse ? rows(kLse) : inner_row();
         const Descriptor scale = scalar(kScale), masked = scalar(kMasked);
 
-        const Descriptor products = inner();
+        const Descriptor products = pairs();
         matmul(q, k_transposed, products);
-        const Descriptor scaled = inner();
+        const Descriptor scaled = pairs();
         pointwise(CUDNN_POINTWISE_MUL, products, &scale, nullptr, scaled);
+        const Descriptor scores = mask(scaled, masked);
 
-        const Descriptor row = inner(CUDNN_DATA_INT32), column = inner(CUDNN_DATA_INT32);
-        index(2, scaled, row);
-        index(3, scaled, column);
-        const Descriptor visible = inner(CUDNN_DATA_BOOLEAN);
-        pointwise(CUDNN_POINTWISE_CMP_GE, row, &column, nullptr, visible, CUDNN_DATA_BOOLEAN);
-        const Descriptor scores = inner();
-        pointwise(CUDNN_POINTWISE_BINARY_SELECT, scaled, &masked, &visible, scores);
-
-        const Descriptor highest = inner_row(), shifted = inner(), powers = inner(), sum = inner_row();
+        const Descriptor highest = inner_row(), shifted = pairs(), powers = pairs(), sum = inner_row();
         reduce(CUDNN_REDUCE_TENSOR_MAX, scores, highest);
         pointwise(CUDNN_POINTWISE_SUB, scores, &highest, nullptr, shifted);
         pointwise(CUDNN_POINTWISE_EXP, shifted, nullptr, nullptr, powers);
@@ -134,136 +106,102 @@ class AttentionGraph {
         const Descriptor log_sum = inner_row();
         pointwise(CUDNN_POINTWISE_LOG, sum, nullptr, nullptr, log_sum);
         pointwise(CUDNN_POINTWISE_ADD, highest, &log_sum, nullptr, lse);
-        const Descriptor weights = inner(CUDNN_DATA_BFLOAT16);
+        const Descriptor weights = pairs(CUDNN_DATA_BFLOAT16);
         pointwise(CUDNN_POINTWISE_DIV, powers, &sum, nullptr, weights);
         matmul(weights, v, out);
+        finish(handle);
     }
-
-    Four per_row() const { return {1, shape_.heads, shape_.length, 1}; }
-    Four row_strides() const { return {shape_.heads * shape_.length, shape_.length, 1, 1}; }
-
-    static Descriptor tensor(int64_t id, cudnnDataType_t type, const Four& extents, const Four& strides,
-                             bool is_virtual, bool by_value) {
-        Descriptor tensor(CUDNN_BACKEND_TENSOR_DESCRIPTOR);
-        tensor.set(CUDNN_ATTR_TENSOR_UNIQUE_ID, id);
-        tensor.set(CUDNN_ATTR_TENSOR_DATA_TYPE, type);
-        tensor.set(CUDNN_ATTR_TENSOR_DIMENSIONS, CUDNN_TYPE_INT64, 4, extents.data());
-        tensor.set(CUDNN_ATTR_TENSOR_STRIDES, CUDNN_TYPE_INT64, 4, strides.data());
-        // A sequence's lse starts wherever that of the one before ends; everything else is 16-byte aligned.
-        tensor.set(CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, int64_t{id == kLse ? 4 : 16});
-        tensor.set(CUDNN_ATTR_TENSOR_IS_VIRTUAL, is_virtual);
-        tensor.set(CUDNN_ATTR_TENSOR_IS_BY_VALUE, by_value);
-        tensor.finalize();
-        return tensor;
-    }
-    static Descriptor operand(Operand id, cudnnDataType_t type, const Four& extents, const Four& strides) {
-        return tensor(id, type, extents, strides, false, false);
-    }
-    static Descriptor scalar(Operand id) {
-        return tensor(id, CUDNN_DATA_FLOAT, {1, 1, 1, 1}, {1, 1, 1, 1}, false, true);
-    }
-    // Between operations: a value per (query, key) pair, or per query.
-    Descriptor inner(cudnnDataType_t type = CUDNN_DATA_FLOAT) {
-        const int64_t heads = shape_.heads, length = shape_.length;
-        return tensor(next_++, type, {1, heads, length, length},
-                      {heads * length * length, length * length, length, 1}, true, false);
-    }
-    Descriptor inner_row() {
-        return tensor(next_++, CUDNN_DATA_FLOAT, per_row(), row_strides(), true, false);
-    }
-
-    void matmul(const Descriptor& a, const Descriptor& b, const Descriptor& c) {
-        Descriptor kind(CUDNN_BACKEND_MATMUL_DESCRIPTOR);
-        kind.set(CUDNN_ATTR_MATMUL_COMP_TYPE, CUDNN_DATA_FLOAT);
-        kind.finalize();
-        Descriptor operation(CUDNN_BACKEND_OPERATION_MATMUL_DESCRIPTOR);
-        operation.set(CUDNN_ATTR_OPERATION_MATMUL_DESC, kind);
-        operation.set(CUDNN_ATTR_OPERATION_MATMUL_ADESC, a);
-        operation.set(CUDNN_ATTR_OPERATION_MATMUL_BDESC, b);
-        operation.set(CUDNN_ATTR_OPERATION_MATMUL_CDESC, c);
-        add(std::move(operation));
-    }
-
-    // y = mode(x), mode(x, b), or t ? x : b.
-    void pointwise(cudnnPointwiseMode_t mode, const Descriptor& x, const Descriptor* b, const Descriptor* t,
-                   const Descriptor& y, cudnnDataType_t precision = CUDNN_DATA_FLOAT) {
-        Descriptor kind(CUDNN_BACKEND_POINTWISE_DESCRIPTOR);
-        kind.set(CUDNN_ATTR_POINTWISE_MODE, mode);
-        kind.set(CUDNN_ATTR_POINTWISE_MATH_PREC, precision);
-        kind.finalize();
-        add_pointwise(kind, x, b, t, y);
-    }
-    // y = position along the axis; x gives only its extents.
-    void index(int64_t axis, const Descriptor& x, const Descriptor& y) {
-        Descriptor kind(CUDNN_BACKEND_POINTWISE_DESCRIPTOR);
-        kind.set(CUDNN_ATTR_POINTWISE_MODE, CUDNN_POINTWISE_GEN_INDEX);
-        kind.set(CUDNN_ATTR_POINTWISE_MATH_PREC, CUDNN_DATA_FLOAT);
-        kind.set(CUDNN_ATTR_POINTWISE_AXIS, axis);
-        kind.finalize();
-        add_pointwise(kind, x, nullptr, nullptr, y);
-    }
-    void add_pointwise(const Descriptor& kind, const Descriptor& x, const Descriptor* b, const Descriptor* t,
-                       const Descriptor& y) {
-        Descriptor operation(CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR);
-        operation.set(CUDNN_ATTR_OPERATION_POINTWISE_PW_DESCRIPTOR, kind);
-        operation.set(CUDNN_ATTR_OPERATION_POINTWISE_XDESC, x);
-        if (b) operation.set(CUDNN_ATTR_OPERATION_POINTWISE_BDESC, *b);
-        if (t) operation.set(CUDNN_ATTR_OPERATION_POINTWISE_TDESC, *t);
-        operation.set(CUDNN_ATTR_OPERATION_POINTWISE_YDESC, y);
-        add(std::move(operation));
-    }
-
-    void reduce(cudnnReduceTensorOp_t over, const Descriptor& x, const Descriptor& y) {
-        Descriptor kind(CUDNN_BACKEND_REDUCTION_DESCRIPTOR);
-        kind.set(CUDNN_ATTR_REDUCTION_OPERATOR, over);
-        kind.set(CUDNN_ATTR_REDUCTION_COMP_TYPE, CUDNN_DATA_FLOAT);
-        kind.finalize();
-        Descriptor operation(CUDNN_BACKEND_OPERATION_REDUCTION_DESCRIPTOR);
-        operation.set(CUDNN_ATTR_OPERATION_REDUCTION_DESC, kind);
-        operation.set(CUDNN_ATTR_OPERATION_REDUCTION_XDESC, x);
-        operation.set(CUDNN_ATTR_OPERATION_REDUCTION_YDESC, y);
-        add(std::move(operation));
-    }
-
-    void add(Descriptor&& operation) {
-        operation.finalize();
-        operations_.push_back(std::move(operation));
-    }
-
-    CudnnAttentionShape shape_;
-    int64_t next_ = kInner;
-    std::vector<Descriptor> operations_;
-    Descriptor graph_;
-    bool supported_ = false;
 };
 
-// The engine configurations that the library proposes, best first, by rules on the shape alone: nothing is
-// timed.
-std::vector<Descriptor> propose(const AttentionGraph& graph, cudnnBackendHeurMode_t mode) {
-    Descriptor heuristic(CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR);
-    heuristic.set(CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, graph.get());
-    heuristic.set(CUDNN_ATTR_ENGINEHEUR_MODE, mode);
-    std::vector<Descriptor> configurations;
-    if (!heuristic.finalize_if_supported()) return configurations;
-    std::vector<cudnnBackendDescriptor_t> list;
-    for (int64_t i = heuristic.get_count(CUDNN_ATTR_ENGINEHEUR_RESULTS); i > 0; --i)
-        list.push_back(configurations.emplace_back(CUDNN_BACKEND_ENGINECFG_DESCRIPTOR).get());
-    int64_t count = 0;
-    MP_CUDNN(cudnn().backend_get(heuristic.get(), CUDNN_ATTR_ENGINEHEUR_RESULTS,
-                                 CUDNN_TYPE_BACKEND_DESCRIPTOR, std::ssize(list), &count, list.data()));
-    while (std::ssize(configurations) > count) configurations.pop_back();
-    return configurations;
+// The gradients, in the form that cuDNN's fused kernels are recognised by: delta = rowsum(d_out * out) in
+// memory; weights = exp(mask(scale q k^T - lse)), d_v = weights^T d_out; d_scores = scale weights (d_out v^T
+// - delta), d_k = d_scores^T q, d_q = d_scores k. Where query heads share a kv head, d_k and d_v are formed
+// per query head and summed. d_q is summed up in memory by whichever block comes (float32, then rounded), or,
+// the deterministic way, taken from d_scores, which the library then keeps in its workspace.
+class BackwardGraph : public AttentionGraph {
+  public:
+    BackwardGraph(const CudnnHandle& handle, const CudnnAttentionShape& shape, bool deterministic)
+        : AttentionGraph(shape) {
+        const Descriptor q = like_q(kQ), out = like_q(kOut), d_out = like_q(kDOut);
+        const Descriptor k_transposed = like_k_transposed(kK), v_transposed = like_k_transposed(kV);
+        const Descriptor lse = rows(kLse), delta = rows(kDelta);
+        const Descriptor scale = scalar(kScale), masked = scalar(kMasked), one = scalar(kOne);
+
+        const Descriptor products = like_q_inner(), sums = inner_row();
+        pointwise(CUDNN_POINTWISE_MUL, d_out, &out, nullptr, products);
+        reduce(CUDNN_REDUCE_TENSOR_ADD, products, sums);
+        pointwise(CUDNN_POINTWISE_MUL, sums, &one, nullptr, delta);
+
+        const Descriptor scores = pairs(), scaled = pairs(), shifted = pairs();
+        matmul(q, k_transposed, scores);
+        pointwise(CUDNN_POINTWISE_MUL, scores, &scale, nullptr, scaled);
+        pointwise(CUDNN_POINTWISE_SUB, scaled, &lse, nullptr, shifted);
+        const Descriptor visible = mask(shifted, masked);
+        const Descriptor weights = pairs();
+        pointwise(CUDNN_POINTWISE_EXP, visible, nullptr, nullptr, weights);
+        multiply_transposed(weights, d_out, kDV);
+
+        const Descriptor d_weights = pairs(), centred = pairs(), unscaled = pairs(), d_scores = pairs();
+        matmul(d_out, v_transposed, d_weights);
+        pointwise(CUDNN_POINTWISE_SUB, d_weights, &delta, nullptr, centred);
+        pointwise(CUDNN_POINTWISE_MUL, centred, &weights, nullptr, unscaled);
+        pointwise(CUDNN_POINTWISE_MUL, unscaled, &scale, nullptr, d_scores);
+        multiply_transposed(d_scores, q, kDK);
+
+        const Descriptor k =
+            inner(CUDNN_DATA_BFLOAT16, {shape.batch, shape.kv_heads, shape.length, shape.head_dim},
+                  {shape.length * kv_row_, shape.head_dim, kv_row_, 1});
+        reshape(k_transposed, k);
+        const Descriptor d_q = like_q(kDQ);
+        if (deterministic) {
+            matmul(d_scores, k, d_q);
+        } else {
+            const Descriptor d_q_sums = operand(kDQSums, CUDNN_DATA_FLOAT, heads_of_q(), heads_strides());
+            matmul(d_scores, k, d_q_sums);
+            pointwise(CUDNN_POINTWISE_IDENTITY, d_q_sums, nullptr, nullptr, d_q);
+        }
+        finish(handle);
+    }
+
+  private:
+    Four heads_of_q() const { return {shape_.batch, shape_.heads, shape_.length, shape_.head_dim}; }
+    Four heads_strides() const {
+        return {shape_.heads * shape_.length * shape_.head_dim, shape_.length * shape_.head_dim,
+                shape_.head_dim, 1};
+    }
+    Descriptor like_q_inner() {
+        return inner(
+            CUDNN_DATA_FLOAT, heads_of_q(),
+            {shape_.heads * shape_.length * shape_.head_dim, shape_.length * shape_.head_dim, q_row_, 1});
+    }
+    // The gradient `id` of keys or values: left^T * right, summed over the query heads of a kv head.
+    void multiply_transposed(const Descriptor& left, const Descriptor& right, Operand id) {
+        const int64_t heads = shape_.heads, length = shape_.length;
+        const Descriptor transposed = inner(CUDNN_DATA_BFLOAT16, {shape_.batch, heads, length, length},
+                                            {heads * length * length, length * length, 1, length});
+        reshape(left, transposed);
+        const Descriptor gradient = like_k(id);
+        if (heads == shape_.kv_heads) return matmul(transposed, right, gradient);
+        const Descriptor of_heads = inner(CUDNN_DATA_BFLOAT16, heads_of_q(), heads_strides());
+        matmul(transposed, right, of_heads);
+        reduce(CUDNN_REDUCE_TENSOR_ADD, of_heads, gradient);
+    }
+};
+
+// What the scores of keys that a query may not see are set to.
+float masked_score() {
+    return cudnn().version() < 91000 ? std::numeric_limits<float>::lowest()
+                                     : -std::numeric_limits<float>::infinity();
+}
+float scale_of(const CudnnAttentionShape& shape) {
+    return static_cast<float>(1 / std::sqrt(static_cast<double>(shape.head_dim)));
 }
 
 }  // namespace
 
-CudnnHandle::CudnnHandle() { MP_CUDNN(cudnn().create(&handle_)); }
-CudnnHandle::~CudnnHandle() { cudnn().destroy(handle_); }
-
 struct CudnnAttentionPlan::State {
-    cudnnHandle_t handle;
     CudnnAttentionShape shape;
-    Descriptor plan;
+    CudnnPlan plan;
 };
 
 CudnnAttentionPlan::CudnnAttentionPlan(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -272,39 +210,62 @@ CudnnAttentionPlan::~CudnnAttentionPlan() = default;
 std::unique_ptr<CudnnAttentionPlan> CudnnAttentionPlan::build(const CudnnHandle& handle,
                                                               const CudnnAttentionShape& shape,
                                                               int64_t most_workspace_bytes) {
-    const AttentionGraph graph(handle, shape);
-    if (!graph.supported()) return nullptr;
-    for (const cudnnBackendHeurMode_t mode : {CUDNN_HEUR_MODE_A, CUDNN_HEUR_MODE_FALLBACK})
-        for (const Descriptor& configuration : propose(graph, mode)) {
-            Descriptor plan(CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR);
-            plan.set(CUDNN_ATTR_EXECUTION_PLAN_HANDLE, handle.get());
-            plan.set(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, configuration);
-            if (!plan.finalize_if_supported()) continue;
-            if (plan.get_int64(CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE) > most_workspace_bytes) continue;
-            return std::unique_ptr<CudnnAttentionPlan>(
-                new CudnnAttentionPlan(std::make_unique<State>(handle.get(), shape, std::move(plan))));
-        }
-    return nullptr;
+    auto plan = CudnnPlan::build(handle, ForwardGraph(handle, shape), most_workspace_bytes);
+    if (!plan) return nullptr;
+    return std::unique_ptr<CudnnAttentionPlan>(
+        new CudnnAttentionPlan(std::make_unique<State>(shape, std::move(*plan))));
 }
 
-void CudnnAttentionPlan::run(cudaStream_t stream, std::byte* workspace_memory,
+void CudnnAttentionPlan::run(cudaStream_t stream, std::byte* workspace,
                              const CudnnAttentionOperands& operands) const {
-    const float scale = static_cast<float>(1 / std::sqrt(static_cast<double>(state_->shape.head_dim)));
-    const float masked = cudnn().version() < 91000 ? std::numeric_limits<float>::lowest()
-                                                   : -std::numeric_limits<float>::infinity();
-    const std::array<int64_t, 7> names{kQ, kK, kV, kOut, kScale, kMasked, kLse};
-    const std::array<const void*, 7> memory{operands.q, operands.k, operands.v,  operands.out,
-                                            &scale,     &masked,    operands.lse};
-    const int64_t count = state_->shape.lse ? 7 : 6;  // lse comes last, where there is one
-    void* const workspace = workspace_memory;
+    const float scale = scale_of(state_->shape), masked = masked_score();
+    std::vector<std::pair<int64_t, const void*>> memory{{kQ, operands.q}, {kK, operands.k},
+                                                        {kV, operands.v}, {kOut, operands.out},
+                                                        {kScale, &scale}, {kMasked, &masked}};
+    if (state_->shape.lse) memory.emplace_back(kLse, operands.lse);
+    state_->plan.run(stream, workspace, memory);
+}
 
-    Descriptor pack(CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR);
-    pack.set(CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, CUDNN_TYPE_INT64, count, names.data());
-    pack.set(CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, CUDNN_TYPE_VOID_PTR, count, memory.data());
-    pack.set(CUDNN_ATTR_VARIANT_PACK_WORKSPACE, CUDNN_TYPE_VOID_PTR, 1, &workspace);
-    pack.finalize();
-    MP_CUDNN(cudnn().set_stream(state_->handle, stream));
-    MP_CUDNN(cudnn().backend_execute(state_->handle, state_->plan.get(), pack.get()));
+struct CudnnAttentionBackwardPlan::State {
+    CudnnAttentionShape shape;
+    bool deterministic;
+    CudnnPlan plan;
+};
+
+CudnnAttentionBackwardPlan::CudnnAttentionBackwardPlan(std::unique_ptr<State> state)
+    : state_(std::move(state)) {}
+CudnnAttentionBackwardPlan::~CudnnAttentionBackwardPlan() = default;
+
+std::unique_ptr<CudnnAttentionBackwardPlan> CudnnAttentionBackwardPlan::build(
+    const CudnnHandle& handle, const CudnnAttentionShape& shape, bool deterministic,
+    int64_t most_workspace_bytes) {
+    // 9.10.0 and 9.10.1 are known to be wrong here.
+    if (cudnn().version() == 91000 || cudnn().version() == 91001) return nullptr;
+    auto plan = CudnnPlan::build(handle, BackwardGraph(handle, shape, deterministic), most_workspace_bytes);
+    if (!plan) return nullptr;
+    return std::unique_ptr<CudnnAttentionBackwardPlan>(
+        new CudnnAttentionBackwardPlan(std::make_unique<State>(shape, deterministic, std::move(*plan))));
+}
+
+int64_t CudnnAttentionBackwardPlan::workspace_bytes() const { return state_->plan.workspace_bytes(); }
+
+void CudnnAttentionBackwardPlan::run(cudaStream_t stream, std::byte* workspace,
+                                     const CudnnAttentionBackwardOperands& operands) const {
+    const float scale = scale_of(state_->shape), masked = masked_score(), one = 1;
+    std::vector<std::pair<int64_t, const void*>> memory{
+        {kQ, operands.q},     {kK, operands.k},         {kV, operands.v},    {kOut, operands.out},
+        {kLse, operands.lse}, {kDOut, operands.d_out},  {kDQ, operands.d_q}, {kDK, operands.d_k},
+        {kDV, operands.d_v},  {kDelta, operands.delta}, {kScale, &scale},    {kMasked, &masked},
+        {kOne, &one}};
+    if (!state_->deterministic) {
+        memory.emplace_back(kDQSums, operands.d_q_sums);
+        // From 9.6 on the kernels clear the sums themselves.
+        const CudnnAttentionShape& s = state_->shape;
+        if (cudnn().version() < 90600)
+            MP_CUDA(
+                cudaMemsetAsync(operands.d_q_sums, 0, s.batch * s.length * s.heads * s.head_dim * 4, stream));
+    }
+    state_->plan.run(stream, workspace, memory);
 }
 
 }  // namespace minipuzzle::cuda

@@ -1,41 +1,26 @@
-// One causal attention of one sequence as a cuDNN execution plan, through the library's backend ("graph")
-// interface.
+// Causal attention and its gradients as cuDNN execution plans.
 #pragma once
 
-#include <array>
 #include <memory>
 
 #include "kernels/cuda/device.h"
 
-struct cudnnContext;
-
 namespace minipuzzle::cuda {
 
-class CudnnHandle {
-  public:
-    CudnnHandle();
-    ~CudnnHandle();
-    CudnnHandle(const CudnnHandle&) = delete;
-    CudnnHandle& operator=(const CudnnHandle&) = delete;
-
-    cudnnContext* get() const { return handle_; }
-
-  private:
-    cudnnContext* handle_ = nullptr;
-};
+class CudnnHandle;  // cudnn_graph.h
 
 struct CudnnAttentionShape {
-    int64_t length = 0, heads = 0, kv_heads = 0, head_dim = 0;
-    bool lse = false;
+    int64_t batch = 1, length = 0, heads = 0, kv_heads = 0, head_dim = 0;
+    bool lse = false;  // the forward writes it
 };
 
 // bf16 and 16-byte aligned; lse float32.
 struct CudnnAttentionOperands {
-    const std::byte* q = nullptr;  // [T, heads, head_dim]
-    const std::byte* k = nullptr;  // [T, kv_heads, head_dim]
-    const std::byte* v = nullptr;  // [T, kv_heads, head_dim]
-    std::byte* out = nullptr;      // [T, heads, head_dim]
-    std::byte* lse = nullptr;      // [heads, T], where the shape says so
+    const std::byte* q = nullptr;  // [B, T, heads, head_dim]
+    const std::byte* k = nullptr;  // [B, T, kv_heads, head_dim]
+    const std::byte* v = nullptr;  // [B, T, kv_heads, head_dim]
+    std::byte* out = nullptr;      // [B, T, heads, head_dim]
+    std::byte* lse = nullptr;      // [B, heads, T], where the shape says so
 };
 
 class CudnnAttentionPlan {
@@ -51,6 +36,35 @@ class CudnnAttentionPlan {
   private:
     struct State;
     explicit CudnnAttentionPlan(std::unique_ptr<State>);
+    std::unique_ptr<State> state_;
+};
+
+// As above; delta and d_q_sums are memory for what lies between.
+struct CudnnAttentionBackwardOperands {
+    const std::byte *q = nullptr, *k = nullptr, *v = nullptr, *out = nullptr, *lse = nullptr;
+    const std::byte* d_out = nullptr;          // [B, T, heads, head_dim]
+    std::byte* d_q = nullptr;                  // [B, T, heads, head_dim]
+    std::byte *d_k = nullptr, *d_v = nullptr;  // [B, T, kv_heads, head_dim]
+    std::byte* delta = nullptr;                // [B, heads, T] float32
+    std::byte* d_q_sums = nullptr;             // [B, heads, T, head_dim] float32, unless deterministic
+};
+
+class CudnnAttentionBackwardPlan {
+  public:
+    // Null where cuDNN has no kernel for the shape on this device within that much workspace. Deterministic:
+    // sums have one order, and the workspace holds B * heads * T^2 bf16 values.
+    static std::unique_ptr<CudnnAttentionBackwardPlan> build(const CudnnHandle&, const CudnnAttentionShape&,
+                                                             bool deterministic,
+                                                             int64_t most_workspace_bytes);
+    ~CudnnAttentionBackwardPlan();
+
+    int64_t workspace_bytes() const;
+    // `workspace` is of workspace_bytes().
+    void run(cudaStream_t, std::byte* workspace, const CudnnAttentionBackwardOperands&) const;
+
+  private:
+    struct State;
+    explicit CudnnAttentionBackwardPlan(std::unique_ptr<State>);
     std::unique_ptr<State> state_;
 };
 

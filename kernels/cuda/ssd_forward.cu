@@ -3,14 +3,12 @@
 // At the 8B shape (B 1, T 8192, H 128, P 64, G 8, N 128) the least traffic is x|B|C in, y out and dt in: 168
 // + 134 + 2 MB = 0.30 GB, and the least arithmetic with chunks of 64 tokens T H (2 (N + P) 64 + 4 N P) = 60
 // GFLOP.
-#include <cuda.h>
-#include <cudaTypedefs.h>
-
 #include <algorithm>
 
 #include "kernels/cuda/operations.h"
 #include "kernels/cuda/ssd_plain.h"
 #include "kernels/cuda/ssd_scan.cuh"
+#include "kernels/cuda/tensor_map.h"
 
 namespace minipuzzle::cuda {
 namespace {
@@ -77,48 +75,6 @@ struct Scratch {
         return reinterpret_cast<T*>(place);
     }
 };
-
-// The driver's function, found through the runtime so that the program needs no driver library to start.
-PFN_cuTensorMapEncodeTiled_v12000 map_encoder() {
-    static const auto function = [] {
-        void* entry = nullptr;
-        cudaDriverEntryPointQueryResult found{};
-        MP_CUDA(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault,
-                                                 &found));
-        MP_ASSERT(found == cudaDriverEntryPointSuccess);
-        return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(entry);
-    }();
-    return function;
-}
-
-// One axis of a tensor map: its extent, its stride in bytes, and how much of it a box holds.
-struct Axis {
-    int64_t extent, stride, box;
-};
-
-// Boxes of a tensor of bf16, axes from the innermost (whose stride is 2); swizzled by the width of the
-// innermost.
-CUtensorMap make_map(std::byte* base, std::initializer_list<Axis> axes) {
-    cuuint64_t extents[5] = {}, strides[5] = {};
-    cuuint32_t box[5] = {}, steps[5] = {};
-    cuuint32_t rank = 0;
-    for (const Axis& axis : axes) {
-        extents[rank] = static_cast<cuuint64_t>(axis.extent);
-        strides[rank] = static_cast<cuuint64_t>(axis.stride);
-        box[rank] = static_cast<cuuint32_t>(axis.box);
-        steps[rank++] = 1;
-    }
-    const CUtensorMapSwizzle swizzle = box[0] == 64   ? CU_TENSOR_MAP_SWIZZLE_128B
-                                       : box[0] == 32 ? CU_TENSOR_MAP_SWIZZLE_64B
-                                                      : CU_TENSOR_MAP_SWIZZLE_32B;
-    CUtensorMap map{};
-    const CUresult result =
-        map_encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, rank, base, extents, strides + 1, box, steps,
-                      CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    MP_ASSERT(result == CUDA_SUCCESS);
-    return map;
-}
 
 ssd::ScanMaps make_maps(const SsdForward& args) {
     const MambaShape& s = args.shape;

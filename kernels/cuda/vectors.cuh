@@ -33,7 +33,8 @@ constexpr int kWarp = 32;
 
 // ---- vectors
 
-// W neighbouring bf16 (8: 16 bytes, 4: 8 bytes, 1: one element), the lower index in the lower half.
+// W neighbouring bf16 (8: 16 bytes, 4: 8 bytes, 2: 4 bytes, 1: one element), the lower index in the lower
+// half.
 template <int W>
 struct Packed {
     uint32_t pairs[(W + 1) / 2];
@@ -49,7 +50,7 @@ inline Reuse reuse_of(int64_t bytes) { return bytes > (int64_t{16} << 20) ? Reus
 
 template <int W, Reuse kReuse = Reuse::once>
 __device__ inline Packed<W> load(const bf16* from) {
-    static_assert(W == 8 || W == 4 || W == 1);
+    static_assert(W == 8 || W == 4 || W == 2 || W == 1);
     if constexpr (W == 8) {
         const uint4* at = reinterpret_cast<const uint4*>(from);
         const uint4 v = kReuse == Reuse::once ? __ldcs(at) : *at;
@@ -58,6 +59,9 @@ __device__ inline Packed<W> load(const bf16* from) {
         const uint2* at = reinterpret_cast<const uint2*>(from);
         const uint2 v = kReuse == Reuse::once ? __ldcs(at) : *at;
         return {{v.x, v.y}};
+    } else if constexpr (W == 2) {
+        const uint32_t* at = reinterpret_cast<const uint32_t*>(from);
+        return {{kReuse == Reuse::once ? __ldcs(at) : *at}};
     } else {
         return {{*reinterpret_cast<const uint16_t*>(from)}};
     }
@@ -79,6 +83,12 @@ __device__ inline void store(bf16* to, const Packed<W>& v, Reuse reuse) {
             __stcs(at, bits);
         else
             *at = bits;
+    } else if constexpr (W == 2) {
+        uint32_t* at = reinterpret_cast<uint32_t*>(to);
+        if (reuse == Reuse::once)
+            __stcs(at, v.pairs[0]);
+        else
+            *at = v.pairs[0];
     } else {
         *reinterpret_cast<uint16_t*>(to) = static_cast<uint16_t>(v.pairs[0]);
     }

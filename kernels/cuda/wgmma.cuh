@@ -165,6 +165,14 @@ __device__ inline void pin(float (&values)[kCount]) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(values[i])::"memory");
 }
+// Likewise for an operand in registers: it is kept until here, the products that read it being done.
+template <int kRows, int kColumns>
+__device__ inline void pin(uint32_t (&values)[kRows][kColumns]) {
+#pragma unroll
+    for (auto& row : values)
+#pragma unroll
+        for (uint32_t& value : row) asm volatile("" : "+r"(value)::"memory");
+}
 template <int kRows, int kColumns>
 __device__ inline void set_zero(uint32_t (&values)[kRows][kColumns]) {
 #pragma unroll

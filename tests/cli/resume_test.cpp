@@ -73,6 +73,7 @@ std::string timeless(const fs::path& log) {
     for (std::string line; std::getline(lines, line);) {
         json row = json::parse(line);
         row.erase("tokens_per_second");
+        row.erase("tflops");
         text += row.dump() + "\n";
     }
     return text;

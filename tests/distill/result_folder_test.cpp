@@ -36,8 +36,8 @@ void train_nothing(Backend& backend, Student& student, const fs::path& out,
 void write_model(Backend& backend, const std::string& pattern, const TempDir& folder) {
     Student student;
     student.architecture = test::tiny_architecture(pattern);
-    WeightMemory weights = random_weights(backend, student.architecture, 1, 0.3);
-    student.weights = &weights;
+    const auto source = random_source(student.architecture, 1, 0.3);
+    student.source = source.get();
     student.config = test::tiny_config(pattern);
     student.other_files = {folder.write("source/tokenizer.json", "{}")};
     student.texts = {{"README.md", "a card\n"}};
@@ -58,8 +58,8 @@ TEST_CASE("A student is written with the names, dtypes and files of its own fold
     const Checkpoint before(folder / "model");
     Student student;
     student.architecture = before.architecture();
-    WeightMemory weights = load_weights(*backend, before);
-    student.weights = &weights;
+    const auto source = checkpoint_source(before);
+    student.source = source.get();
     student.layout = &before;
     train_nothing(*backend, student, folder / "again", {folder / "model"});
 
@@ -81,8 +81,8 @@ TEST_CASE("A student cut in memory takes its dtypes and config from the teacher'
     const Checkpoint teacher(folder / "model");
     Student student;
     student.architecture = test::tiny_architecture("M-");
-    WeightMemory weights = random_weights(*backend, student.architecture, 4, 0.3);
-    student.weights = &weights;
+    const auto source = random_source(student.architecture, 4, 0.3);
+    student.source = source.get();
     student.layout = &teacher;
     student.teacher_layers = {2, 3};
     student.texts = {{"README.md", "cut\n"}};
@@ -103,8 +103,8 @@ TEST_CASE("A run never writes over the models it reads") {
     const Checkpoint model(folder / "model");
     Student student;
     student.architecture = model.architecture();
-    WeightMemory weights = load_weights(*backend, model);
-    student.weights = &weights;
+    const auto source = checkpoint_source(model);
+    student.source = source.get();
     student.layout = &model;
     const std::string message = test::error_of(
         ErrorKind::usage, [&] { train_nothing(*backend, student, folder / "model", {folder / "model"}); });

@@ -11,84 +11,21 @@
 #include "distill/run_log.h"
 #include "runtime/files.h"
 #include "tests/catch.h"
-#include "tests/distill/fixture.h"
+#include "tests/distill/lab.h"
 #include "tests/support/errors.h"
 
 using namespace minipuzzle;
 using namespace minipuzzle::distill;
+using test::check_same_result;
+using test::kSteps;
+using test::Lab;
+using test::names_in;
 using test::TempDir;
+using test::tiny_options;
 using test::TinyCorpus;
 namespace fs = std::filesystem;
 
 namespace {
-
-constexpr int64_t kSteps = 6;
-
-TrainOptions tiny_options() {
-    TrainOptions options;
-    options.batch = 4;
-    options.micro_batch = 3;
-    options.seq_len = 10;
-    options.tokens = kSteps * options.batch * options.seq_len;
-    options.learning_rate = 0.01;
-    options.warmup = 2;
-    options.save_every = 2;
-    options.loss = {.kl = 1, .ce = 0.2, .feature = 0.1};
-    return options;
-}
-
-// A teacher of six layers, a student of three of them from other random weights; every run starts from the
-// same bytes.
-struct Lab {
-    std::unique_ptr<Backend> backend;
-    Architecture teacher = test::tiny_architecture("M-M*-M");
-    WeightMemory teacher_weights;
-    TinyCorpus data;
-    TrainOptions options = tiny_options();
-    std::string student_weight_fault;  // a canonical name that gets a NaN before the run
-
-    explicit Lab(int threads = 2)
-        : backend(make_cpu_backend(DType::f32, threads)),
-          teacher_weights(random_weights(*backend, teacher, 2, 0.3)) {}
-
-    TrainOutcome run(const fs::path& out) { return run(out, data.corpus); }
-    TrainOutcome run(const fs::path& out, const Corpus& corpus) {
-        Student student;
-        student.architecture = test::tiny_architecture("M*-");
-        WeightMemory weights = random_weights(*backend, student.architecture, 1, 0.3);
-        if (!student_weight_fault.empty()) break_weight(student.architecture, weights.weights());
-        student.weights = &weights;
-        student.config = test::tiny_config("M*-");
-        student.teacher_layers = {0, 3, 4};
-        student.origin = "random, seed 1";
-        const TrainJob job{
-            .student = student,
-            .teacher = {.architecture = &teacher, .weights = &teacher_weights.weights(), .origin = "two"},
-            .corpus = corpus,
-            .out = out,
-            .provenance = {.command = "minipuzzle distill", .seed = 0},
-            .inputs = {}};
-        return train(*backend, job, options);
-    }
-    void break_weight(const Architecture& architecture, Weights& weights) const {
-        for_each_parameter(architecture, weights, [&](const ParameterInfo& info, Tensor& tensor) {
-            if (info.slot.name == student_weight_fault) tensor.as<float>()[0] = std::nanf("");
-        });
-    }
-    // Stops the run once `steps` are done. Returns whether it was interrupted.
-    bool run_until(const fs::path& out, int64_t steps) {
-        int64_t polls = 0;
-        options.control.stop_requested = [&] { return polls++ == steps; };
-        bool interrupted = false;
-        try {
-            run(out);
-        } catch (const Interrupted&) {
-            interrupted = true;
-        }
-        options.control.stop_requested = nullptr;
-        return interrupted;
-    }
-};
 
 // A child process runs and is killed (SIGKILL) inside its `step`-th step.
 void run_and_kill(const fs::path& out, int64_t step) {
@@ -106,37 +43,6 @@ void run_and_kill(const fs::path& out, int64_t step) {
     int status = 0;
     REQUIRE(::waitpid(child, &status, 0) == child);
     REQUIRE((WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL));
-}
-
-std::string log_without_speed(const fs::path& out) {
-    std::ifstream file(out / "run.jsonl");
-    std::string line, text;
-    while (std::getline(file, line)) {
-        Json json = Json::parse(line);
-        json.erase("tokens_per_second");
-        text += json.dump() + "\n";
-    }
-    return text;
-}
-
-std::vector<std::string> names_in(const fs::path& folder) {
-    std::vector<std::string> names;
-    for (const auto& entry : fs::directory_iterator(folder))
-        names.push_back(entry.path().filename().string());
-    std::sort(names.begin(), names.end());
-    return names;
-}
-
-void check_same_result(const fs::path& expected, const fs::path& found) {
-    CHECK(names_in(found) == names_in(expected));
-    for (const std::string& name : names_in(expected)) {
-        INFO(name);
-        if (name == "run.jsonl")
-            CHECK(log_without_speed(found) == log_without_speed(expected));
-        else if (name != ".state")
-            CHECK(sha256_of_file(found / name) == sha256_of_file(expected / name));
-    }
-    CHECK(names_in(found / ".state") == std::vector<std::string>{"state.json"});
 }
 
 }  // namespace
@@ -254,8 +160,8 @@ TEST_CASE("Cross-entropy alone from random weights lowers the loss") {
     const TempDir folder;
     Student student;
     student.architecture = test::tiny_architecture("M*-");
-    WeightMemory weights = random_weights(*lab.backend, student.architecture, 1, 0.3);
-    student.weights = &weights;
+    const auto source = random_source(student.architecture, 1, 0.3);
+    student.source = source.get();
     student.config = test::tiny_config("M*-");
     const TrainJob job{.student = student,
                        .teacher = {},

@@ -32,11 +32,16 @@ count() {
 count "gpu" "$tests" "[gpu]"
 if [ "$sanitize" = yes ]; then
     command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer is not on PATH" >&2; exit 2; }
-    # racecheck does not follow barriers that count bytes: it reports cuBLAS's own kernels (nvjet), which are left out,
-    # and would report the scan's ([memcheck] cases).
     count "memcheck" compute-sanitizer --tool memcheck --error-exitcode 9 "$tests" "[small],[memcheck]"
-    count "racecheck" compute-sanitizer --tool racecheck --error-exitcode 9 \
-        --kernel-name-exclude kernel_substring=nvjet "$tests" "[small]"
+    # racecheck does not follow barriers that count bytes, so the scan's cases ([memcheck]) are left out, and it
+    # reports cuBLAS's own kernels (nvjet); left uninstrumented they crash under it, so their reports are dropped.
+    races=$(mktemp)
+    count "racecheck" compute-sanitizer --tool racecheck --log-file "$races" "$tests" "[small]"
+    ours=$(grep -E "Race reported" "$races" | grep -vc nvjet)
+    echo "racecheck: $(grep -c "Race reported" "$races") races reported, $ours of them outside cuBLAS"
+    [ "$ours" = 0 ] || { grep -A3 "Race reported" "$races"; failed=$((failed + 1)); }
+    grep -q "RACECHECK SUMMARY" "$races" || { cat "$races"; failed=$((failed + 1)); }
+    rm -f "$races"
 fi
 echo "$passed passed, $failed failed"
 [ "$failed" = 0 ] && [ "$passed" -gt 0 ]

@@ -62,10 +62,21 @@ double divergence(const std::vector<double>& p, const std::vector<double>& q, do
     const double lse_p = log_sum_exp(p, temperature), lse_q = log_sum_exp(q, temperature);
     double sum = 0;
     for (size_t v = 0; v < p.size(); ++v) {
+        if (std::isinf(p[v])) continue;
         const double log_p = p[v] / temperature - lse_p;
         sum += std::exp(log_p) * (log_p - (q[v] / temperature - lse_q));
     }
     return sum;
+}
+
+// p without the tokens that are less likely than the k-th.
+std::vector<double> top_of(const std::vector<double>& p, int64_t k) {
+    std::vector<double> sorted = p, top = p;
+    std::sort(sorted.begin(), sorted.end(), std::greater<>());
+    for (double& z : top) {
+        if (z < sorted[k - 1]) z = -std::numeric_limits<double>::infinity();
+    }
+    return top;
 }
 
 // The largest relative error over rows, which are all of one order.
@@ -152,6 +163,163 @@ TEST_CASE("the vocabulary loss's gradients match central differences") {
     CHECK(gradient_error(student.hidden, d_hidden, loss, 200) < 1e-7);
     CHECK(gradient_error(student.head, d_head, loss, 300) < 1e-7);
     for (int64_t i = 0; i < kWidth; ++i) CHECK(d_hidden[3 * kWidth + i] == 0);  // target -1
+}
+
+TEMPLATE_TEST_CASE(
+    "the vocabulary loss gives the divergence in reverse and of the teacher's likeliest tokens", "", float,
+    double) {
+    constexpr int64_t kRows = 150;
+    const double temperature = GENERATE(1.0, 2.0);
+    const int64_t top_k = GENERATE(0, 1, 7, 600, 1100, 5000), top = std::min(top_k, kVocab);
+    const Lm student(kRows, kWidth, 51), teacher(kRows, kTeacherWidth, 52);
+    const auto targets = some_targets(kRows);
+    std::vector<double> kl(kRows, 0.0), reverse_kl(kRows, 0.0);
+    for (int64_t r = 0; r < kRows; ++r) {
+        if (targets[r] < 0) continue;
+        const auto z = logits(student, r), p = logits(teacher, r);
+        kl[r] = temperature * temperature * divergence(top > 0 ? top_of(p, top) : p, z, temperature);
+        reverse_kl[r] = temperature * temperature * divergence(z, p, temperature);
+    }
+    const Values<TestType> s(student), t(teacher);
+    std::vector<TestType> ce(kRows, 9), actual_kl(kRows, 9), actual_reverse(kRows, 9);
+    VocabularyLoss args{.student = s.view(),
+                        .teacher = t.view(),
+                        .targets = tensor(targets, {kRows}),
+                        .sequence_length = 50,
+                        .temperature = temperature,
+                        .top_k = top_k,
+                        .ce = tensor(ce, {kRows}),
+                        .kl = tensor(actual_kl, {kRows}),
+                        .reverse_kl = tensor(actual_reverse, {kRows}),
+                        .d_hidden = {},
+                        .d_head = {}};
+    make_cpu_backend(DTypeOf<TestType>::value, 2)->run(args);
+    const double tolerance = std::is_same_v<TestType, float> ? 1e-5 : 1e-12;
+    CHECK(row_error(actual_kl, kl) < tolerance);
+    if (top_k > 0)
+        CHECK(actual_reverse == std::vector<TestType>(kRows, 9));
+    else
+        CHECK(row_error(actual_reverse, reverse_kl) < tolerance);
+
+    // The bits do not depend on threads, on company, or on what else is asked for.
+    std::vector<TestType> alone_kl(50), alone_reverse(50, 9);
+    Values<TestType> s1 = s, t1 = t;
+    s1.hidden.assign(s.hidden.begin() + 50 * kWidth, s.hidden.begin() + 100 * kWidth);
+    t1.hidden.assign(t.hidden.begin() + 50 * kTeacherWidth, t.hidden.begin() + 100 * kTeacherWidth);
+    const std::vector<int32_t> own(targets.begin() + 50, targets.begin() + 100);
+    args.student = s1.view(), args.teacher = t1.view(), args.targets = tensor(own, {50});
+    args.ce = {}, args.kl = tensor(alone_kl, {50}), args.reverse_kl = tensor(alone_reverse, {50});
+    make_cpu_backend(DTypeOf<TestType>::value, 1)->run(args);
+    CHECK(alone_kl == std::vector<TestType>(actual_kl.begin() + 50, actual_kl.begin() + 100));
+    CHECK(alone_reverse == std::vector<TestType>(actual_reverse.begin() + 50, actual_reverse.begin() + 100));
+}
+
+TEST_CASE(
+    "the gradients of the divergence in reverse and of the likeliest tokens match central differences") {
+    struct Mix {
+        double ce_weight, kl_weight, reverse_kl_weight, temperature;
+        int64_t top_k;
+    };
+    const Mix mix = GENERATE(Mix{0, 0, 1, 1, 0}, Mix{0.2, 0.5, 0.8, 2, 0}, Mix{0, 1, 0, 1, 6},
+                             Mix{0.3, 0.7, 0, 2, 100}, Mix{0, 0, 1.5, 0.5, 0}, Mix{0, 1, 0, 2, 530});
+    constexpr int64_t kRows = 9, kSmallVocab = 530;
+    Lm student(kRows, kWidth, 53, kSmallVocab);
+    const Lm teacher(kRows, kTeacherWidth, 54, kSmallVocab);
+    const Values<double> t(teacher);
+    const auto targets = some_targets(kRows, kSmallVocab);
+    std::vector<double> ce(kRows), kl(kRows), reverse_kl(kRows), d_hidden(student.hidden.size(), 8.0),
+        d_head(student.head.size(), 0.5);
+    const auto cpu = make_cpu_backend(DType::f64, 2);
+    VocabularyLoss args{
+        .student = {tensor(student.hidden, {kRows, kWidth}), tensor(student.head, {kSmallVocab, kWidth})},
+        .teacher = t.view(),
+        .targets = tensor(targets, {kRows}),
+        .sequence_length = 3,
+        .ce_weight = mix.ce_weight,
+        .kl_weight = mix.kl_weight,
+        .reverse_kl_weight = mix.reverse_kl_weight,
+        .temperature = mix.temperature,
+        .scale = 0.2,
+        .top_k = mix.top_k,
+        .ce = {},
+        .kl = {},
+        .reverse_kl = {},
+        .d_hidden = tensor(d_hidden, {kRows, kWidth}),
+        .d_head = tensor(d_head, {kSmallVocab, kWidth})};
+    cpu->run(args);
+    for (double& g : d_head) g -= 0.5;
+    args.d_hidden = args.d_head = {};
+    args.ce = tensor(ce, {kRows}), args.kl = tensor(kl, {kRows});
+    args.reverse_kl = tensor(reverse_kl, {kRows});
+    const auto loss = [&] {
+        cpu->run(args);
+        double sum = 0;
+        for (int64_t r = 0; r < kRows; ++r)
+            sum +=
+                0.2 * (mix.ce_weight * ce[r] + mix.kl_weight * kl[r] + mix.reverse_kl_weight * reverse_kl[r]);
+        return sum;
+    };
+    CHECK(gradient_error(student.hidden, d_hidden, loss, 200) < 1e-7);
+    CHECK(gradient_error(student.head, d_head, loss, 300) < 1e-7);
+    for (int64_t i = 0; i < kWidth; ++i) CHECK(d_hidden[3 * kWidth + i] == 0);  // target -1
+}
+
+TEST_CASE("the teacher's tokens that equal the last of its likeliest count too") {
+    constexpr int64_t kRows = 2;
+    const Lm student(kRows, kWidth, 55);
+    Lm teacher(kRows, kTeacherWidth, 56);
+    // Columns of both tiles that tie: the largest logit of row 0.
+    for (const int64_t v : {3, 700, 1000}) {
+        for (int64_t i = 0; i < kTeacherWidth; ++i)
+            teacher.head[v * kTeacherWidth + i] = 10 * teacher.hidden[i];
+    }
+    const Values<double> s(student), t(teacher);
+    const std::vector<int32_t> targets = {7, -1};
+    const auto cpu = make_cpu_backend(DType::f64, 2);
+    for (const int64_t top_k : {1, 2, 3}) {
+        std::vector<double> kl(kRows, 9);
+        cpu->run(VocabularyLoss{.student = s.view(),
+                                .teacher = t.view(),
+                                .targets = tensor(targets, {kRows}),
+                                .top_k = top_k,
+                                .ce = {},
+                                .kl = tensor(kl, {kRows}),
+                                .reverse_kl = {},
+                                .d_hidden = {},
+                                .d_head = {}});
+        const auto z = logits(student, 0);
+        double expected = -std::log(3.0) + log_sum_exp(z);
+        for (const int64_t v : {3, 700, 1000}) expected -= z[v] / 3;
+        CHECK(kl[0] == Approx(expected).epsilon(1e-12));
+        CHECK(kl[1] == 0);
+    }
+}
+
+TEST_CASE("a broken logit of the teacher shows with top_k and in reverse") {
+    const float broken =
+        GENERATE(std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity());
+    const Lm student(2, kWidth, 57), teacher(2, kTeacherWidth, 58);
+    const Values<float> s(student);
+    Values<float> t(teacher);
+    t.head[600 * kTeacherWidth] = broken;
+    const std::vector<int32_t> targets = {1, 2};
+    for (const int64_t top_k : {0, 5}) {
+        std::vector<float> kl(2), reverse_kl(2);
+        make_cpu_backend(DType::f32, 1)
+            ->run(VocabularyLoss{.student = s.view(),
+                                 .teacher = t.view(),
+                                 .targets = tensor(targets, {2}),
+                                 .top_k = top_k,
+                                 .ce = {},
+                                 .kl = tensor(kl, {2}),
+                                 .reverse_kl = tensor(reverse_kl, {2}),
+                                 .d_hidden = {},
+                                 .d_head = {}});
+        for (int64_t r = 0; r < 2; ++r) {
+            CHECK(std::isnan(kl[r]));
+            CHECK(std::isnan(reverse_kl[r]) == (top_k == 0));
+        }
+    }
 }
 
 TEST_CASE("the vocabulary loss needs no teacher, and masked blocks cost and change nothing") {

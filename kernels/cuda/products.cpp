@@ -174,16 +174,18 @@ bool sums_as_demanded(const cublasLtMatmulAlgo_t& algorithm, const Shape& shape)
 }
 
 // The library ranks its proposals by a model of the chip that leaves out the power limit, which every large
-// product runs into. On Hopper a smaller tile is then faster than the first proposal (NOTES.md): for wide
-// results 176 x 128 in a forward product (by 2 to 9 %) and 128 x 160 in an input gradient (4 to 5 %), and 128
-// x 160 in any weight gradient large enough for it to be proposed (4 to 10 %). It goes first where it is
-// among the proposals.
-bool goes_first(const cublasLtMatmulAlgo_t& algorithm, const Shape& shape, int architecture) {
-    constexpr int64_t kWide = 6144;
-    if (architecture != 90 || (shape.outputs < kWide && !sums_over_tokens(shape.form))) return false;
-    const auto tile =
-        shape.form == ProductForm::forward ? CUBLASLT_MATMUL_TILE_176x128 : CUBLASLT_MATMUL_TILE_128x160;
-    return attribute<uint32_t>(algorithm, CUBLASLT_ALGO_CONFIG_TILE_ID) == static_cast<uint32_t>(tile);
+// product runs into. On Hopper the tile named here is then faster than the first proposal (NOTES.md): by 2 to
+// 9 % for wide results of a forward product, by 4 to 10 % in large gradients. None: the first proposal it is.
+std::optional<cublasLtMatmulTile_t> preferred_tile(const Shape& shape, int architecture) {
+    constexpr int64_t kWide = 6144, kLarge = int64_t{1} << 24;
+    if (architecture != 90) return std::nullopt;
+    if (shape.form == ProductForm::forward)
+        return shape.outputs >= kWide ? std::optional(CUBLASLT_MATMUL_TILE_176x128) : std::nullopt;
+    const int64_t rows = sums_over_tokens(shape.form) ? shape.fixed : shape.reference_tokens;
+    if (rows * shape.outputs < kLarge) return std::nullopt;
+    // Sums longer than a row of the result is wide repay the larger tile.
+    const bool long_sums = shape.form == ProductForm::input_gradient && shape.fixed > shape.outputs;
+    return long_sums ? CUBLASLT_MATMUL_TILE_256x128 : CUBLASLT_MATMUL_TILE_128x160;
 }
 
 // The library's proposals for the reference number of tokens, best first by its own ranking: rules, nothing
@@ -217,9 +219,11 @@ std::optional<cublasLtMatmulAlgo_t> choose_algorithm(cublasLtHandle_t handle, Pl
                !takes(proposal.algo, shape.fewest_tokens()) || !takes(proposal.algo, shape.reference_tokens);
     });
     if (proposals.empty()) return std::nullopt;
-    const auto first = std::ranges::find_if(
-        proposals, [&](const auto& proposal) { return goes_first(proposal.algo, shape, architecture); });
-    return first != proposals.end() ? first->algo : proposals.front().algo;
+    const auto tile = preferred_tile(shape, architecture);
+    const auto preferred = std::ranges::find_if(proposals, [&](const auto& proposal) {
+        return tile && attribute<uint32_t>(proposal.algo, CUBLASLT_ALGO_CONFIG_TILE_ID) == *tile;
+    });
+    return preferred != proposals.end() ? preferred->algo : proposals.front().algo;
 }
 
 }  // namespace

@@ -10,9 +10,8 @@
 // double, in an order fixed by the vocabulary alone; then the gradient is formed.
 //
 // With z the student's logits, t the teacher's, T the temperature, p = softmax(z / T), q = softmax(t / T):
-//   T^2 KL(q || p) = T sum q (t - z) + T^2 (lse(z / T) - lse(t / T)),     d / dz_v = T (p_v - q_v)
-//   T^2 KL(p || q) = T sum p (z - t) + T^2 (lse(t / T) - lse(z / T)),     d / dz_v = p_v (z_v - t_v - sum p
-//   (z - t))
+//   T^2 KL(q || p) = T sum q (t - z) + T^2 (lse(z / T) - lse(t / T)),  derivative T (p_v - q_v)
+//   T^2 KL(p || q) = T sum p (z - t) + T^2 (lse(t / T) - lse(z / T)),  p_v (z_v - t_v - sum p (z - t))
 // Exponentials are powers of two of a z, with a the float32 nearest to L / T, so that what is computed are
 // softmaxes at a temperature off by less than 2^-24 of itself, whatever the logits' size.
 #include <algorithm>
@@ -167,10 +166,11 @@ __device__ GradientFactors finish_row(const LossRows& args, int64_t r, const Lar
     const double ce_factor = args.ce_scale / hard_sum;
     double soft_factor = args.separate_ce ? 0 : ce_factor;
     if constexpr (kTeacher) {
-        // T (log-sum-exp of z / T less that of t / T): in base 2, a units to one of a logit.
-        const double difference = (static_cast<double>(factors.soft_shift) + log2(sums[soft]) -
-                                   static_cast<double>(factors.taught_shift) - log2(sums[taught])) /
-                                  static_cast<double>(a);
+        // T (log-sum-exp of z / T less that of t / T): in base 2, a units to one of a logit. Equal logits
+        // give 0.
+        const double soft_lse = static_cast<double>(factors.soft_shift) + log2(sums[soft]);
+        const double taught_lse = static_cast<double>(factors.taught_shift) + log2(sums[taught]);
+        const double difference = (soft_lse - taught_lse) / static_cast<double>(a);
         const double gap = sums[soft_gap] / sums[soft];
         const double kl = temperature * (sums[taught_gap] / sums[taught] + difference);
         const double reverse = temperature * (gap - difference);
@@ -304,7 +304,7 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads) cross_entropy_rows(
 // ---- launchers ----------------------------------------------------------------------------------
 
 // Of a chunk's float32 logits and of a block's bf16 gradient, at most.
-constexpr int64_t kLogitsBytes = int64_t{1536} << 20, kGradientBytes = int64_t{1024} << 20;
+constexpr int64_t kLogitsBytes = int64_t{1} << 30, kGradientBytes = int64_t{1} << 30;
 constexpr int64_t kRowStep = 256;  // tiles of the library's products are 128 or 256 rows high
 
 // Rows that `bytes` hold, in whole steps where there is one.

@@ -98,8 +98,8 @@ struct QueryLayout {
     static_assert(kBytes <= 232448);
 };
 
-// d = A B^T for A [64, 128] and B [kColumns, 128] in shared memory, both rows by rows; asynchronous. `a_half`
-// and `b_half` are the distances of their two blocks of columns.
+// d = A B^T for A [64, 128] and B [kColumns, 128] in shared memory; asynchronous. kAHalf and kBHalf are the
+// distances of their two blocks of columns.
 template <int kColumns, uint32_t kAHalf, uint32_t kBHalf>
 __device__ inline void multiply_rows(float (&d)[kColumns / 2], uint32_t a, uint32_t b) {
     constexpr auto kSwizzle = sm90::Swizzle::b128;
@@ -148,13 +148,14 @@ __device__ inline float2 load_pair(const float* from) { return *reinterpret_cast
 
 // The blocks of keys of a grid: those with the most queries first, all sequences and kv heads side by side.
 struct KeyTask {
-    int sequence, kv_head, first_head, first_key, first_step,
-        steps;  // steps of 64 queries of one head, from the diagonal
+    int sequence, kv_head, first_head, end_head, first_key;
+    int first_step, steps;  // of 64 queries of each head, from the diagonal
     __device__ explicit KeyTask(const Params& p) {
         const int pairs = p.batch * p.kv_heads, pair = blockIdx.x % pairs, block = blockIdx.x / pairs;
         sequence = pair / p.kv_heads;
         kv_head = pair % p.kv_heads;
         first_head = kv_head * (p.heads / p.kv_heads);
+        end_head = first_head + p.heads / p.kv_heads;
         first_key = block * kBlock;
         first_step = block * (kBlock / kStep);
         steps = (p.time + kStep - 1) / kStep - first_step;
@@ -199,6 +200,38 @@ struct KeyStep {
     }
 };
 
+// Of scores^T, those of queries before their keys; `key` is the lane's first key, counted from its first
+// query.
+__device__ inline void mask_earlier_queries(float (&scores)[kStep / 2], int key) {
+#pragma unroll
+    for (int j = 0; j < kStep / 2; ++j)
+        if (j / 4 * 8 + j % 2 < key + j % 4 / 2 * 8) scores[j] = -INFINITY;
+}
+// P^T from scores^T, in place and as an operand. `shift` is that of the lane's first query.
+__device__ inline void take_weights(float (&scores)[kStep / 2], float scale_log2, const float* shift,
+                                    uint32_t (&weights)[kStep / 16][4]) {
+#pragma unroll
+    for (int j = 0; j < kStep / 8; ++j) {
+        const float2 of = load_pair(shift + 8 * j);
+        float* s = scores + 4 * j;
+        s[0] = exp2_fast(fmaf(s[0], scale_log2, of.x)), s[1] = exp2_fast(fmaf(s[1], scale_log2, of.y));
+        s[2] = exp2_fast(fmaf(s[2], scale_log2, of.x)), s[3] = exp2_fast(fmaf(s[3], scale_log2, of.y));
+        weights[j / 2][j % 2 * 2] = pack_bf16(s[0], s[1]);
+        weights[j / 2][j % 2 * 2 + 1] = pack_bf16(s[2], s[3]);
+    }
+}
+// dS^T from P^T and dP^T, as an operand; likewise.
+__device__ inline void take_d_weights(const float (&p)[kStep / 2], const float (&d_p)[kStep / 2],
+                                      const float* delta, uint32_t (&d_weights)[kStep / 16][4]) {
+#pragma unroll
+    for (int j = 0; j < kStep / 8; ++j) {
+        const float2 of = load_pair(delta + 8 * j);
+        const float *w = p + 4 * j, *d = d_p + 4 * j;
+        d_weights[j / 2][j % 2 * 2] = pack_bf16(w[0] * (d[0] - of.x), w[1] * (d[1] - of.y));
+        d_weights[j / 2][j % 2 * 2 + 1] = pack_bf16(w[2] * (d[2] - of.x), w[3] * (d[3] - of.y));
+    }
+}
+
 // One warpgroup's 64 keys.
 __device__ inline void multiply_keys(const KeyFeed& feed, const unsigned char* memory, int group, int warp) {
     using L = KeyLayout;
@@ -216,24 +249,24 @@ __device__ inline void multiply_keys(const KeyFeed& feed, const unsigned char* m
     sm90::set_zero(weights);
     sm90::set_zero(d_weights);
 
-    const int end_head = (task.kv_head + 1) * (p.heads / p.kv_heads);
     KeyStep now{task.first_head}, next{task.first_head};
     Ring<L::kStages> ring;
-    // All copies that have room; from then on `next` is that many steps ahead.
+    // All copies that have room.
+#pragma unroll 1
     for (int i = 0; i < L::kStages; ++i) {
-        if (threadIdx.x == 0 && next.head < end_head) feed.load(next.head, next.step, i);
+        if (threadIdx.x == 0 && next.head < task.end_head) feed.load(next.head, next.step, i);
         next.advance(task);
     }
     sm90::barrier_wait(shared + L::kOwn, 0);
 #pragma unroll 1
-    for (int behind = 0; now.head < end_head; ++behind) {
+    for (int behind = 0; now.head < task.end_head; ++behind) {
         const uint32_t q = shared + L::kQ + ring.stage * kStepTile,
                        d_out = shared + L::kDOut + ring.stage * kStepTile;
         float scores[kStep / 2], d_p[kStep / 2];
         // The step before the last one is done with; this one's predecessor may still be multiplied.
         if (behind >= 2) {
             const int stage = (ring.stage + L::kStages - 2) % L::kStages;
-            if (lane == 0 && last_to_leave(shared + L::kLeft + stage * 4) && next.head < end_head)
+            if (lane == 0 && last_to_leave(shared + L::kLeft + stage * 4) && next.head < task.end_head)
                 feed.load(next.head, next.step, stage);
             next.advance(task);
         }
@@ -251,35 +284,16 @@ __device__ inline void multiply_keys(const KeyFeed& feed, const unsigned char* m
         const float* const statistics =
             reinterpret_cast<const float*>(memory + L::kStatistics + ring.stage * kStatisticsBytes) +
             lane % 4 * 2;
-        if (now.step * kStep < first_row + 15) {  // counted from the block's first key
-            const int key = first_row + lane / 4 - now.step * kStep - lane % 4 * 2;
-#pragma unroll
-            for (int j = 0; j < kStep / 2; ++j)
-                if (j / 4 * 8 + j % 2 < key + j % 4 / 2 * 8) scores[j] = -INFINITY;
-        }
-#pragma unroll
-        for (int j = 0; j < kStep / 8; ++j) {
-            const float2 shift = load_pair(statistics + 8 * j);
-            float* s = scores + 4 * j;
-            s[0] = exp2_fast(fmaf(s[0], p.scale_log2, shift.x));
-            s[1] = exp2_fast(fmaf(s[1], p.scale_log2, shift.y));
-            s[2] = exp2_fast(fmaf(s[2], p.scale_log2, shift.x));
-            s[3] = exp2_fast(fmaf(s[3], p.scale_log2, shift.y));
-            weights[j / 2][j % 2 * 2] = pack_bf16(s[0], s[1]);
-            weights[j / 2][j % 2 * 2 + 1] = pack_bf16(s[2], s[3]);
-        }
+        // Both counted from the block's first key.
+        if (now.step * kStep < first_row + 15)
+            mask_earlier_queries(scores, first_row + lane / 4 - now.step * kStep - lane % 4 * 2);
+        take_weights(scores, p.scale_log2, statistics, weights);
         sm90::wgmma_fence();
         add_product<kStep / 16, kStepHalf>(d_v, weights, d_out);
         sm90::wgmma_commit();
         sm90::wgmma_wait<1>();  // dP
         sm90::pin(d_p);
-#pragma unroll
-        for (int j = 0; j < kStep / 8; ++j) {
-            const float2 delta = load_pair(statistics + kStep + 8 * j);
-            const float *s = scores + 4 * j, *d = d_p + 4 * j;
-            d_weights[j / 2][j % 2 * 2] = pack_bf16(s[0] * (d[0] - delta.x), s[1] * (d[1] - delta.y));
-            d_weights[j / 2][j % 2 * 2 + 1] = pack_bf16(s[2] * (d[2] - delta.x), s[3] * (d[3] - delta.y));
-        }
+        take_d_weights(scores, d_p, statistics + kStep, d_weights);
         sm90::wgmma_fence();
         add_product<kStep / 16, kStepHalf>(d_k, d_weights, q);
         sm90::wgmma_commit();
@@ -367,6 +381,24 @@ struct QueryFeed {
     }
 };
 
+// Of scores, those of keys after their queries; `query` is the lane's first query, counted from its first
+// key.
+__device__ inline void mask_later_keys(float (&scores)[kBlock / 2], int query) {
+#pragma unroll
+    for (int j = 0; j < kBlock / 2; ++j)
+        if (j / 4 * 8 + j % 2 > query + j % 4 / 2 * 8) scores[j] = -INFINITY;
+}
+// dS from P and dP, as an operand.
+__device__ inline void take_d_weights(const float (&p)[kBlock / 2], const float (&d_p)[kBlock / 2],
+                                      const float (&delta)[2], uint32_t (&d_weights)[kBlock / 16][4]) {
+#pragma unroll
+    for (int j = 0; j < kBlock / 8; ++j) {
+        const float *w = p + 4 * j, *d = d_p + 4 * j;
+        d_weights[j / 2][j % 2 * 2] = pack_bf16(w[0] * (d[0] - delta[0]), w[1] * (d[1] - delta[0]));
+        d_weights[j / 2][j % 2 * 2 + 1] = pack_bf16(w[2] * (d[2] - delta[1]), w[3] * (d[3] - delta[1]));
+    }
+}
+
 // One warpgroup's 64 queries.
 __device__ inline void multiply_queries(const QueryFeed& feed, int group, int warp) {
     using L = QueryLayout;
@@ -382,12 +414,11 @@ __device__ inline void multiply_queries(const QueryFeed& feed, int group, int wa
     for (float& value : d_q) value = 0;
     uint32_t d_weights[kBlock / 16][4];  // dS in A's layout
     sm90::set_zero(d_weights);
-    float shift[2], delta[2];
-    const float* const statistics =
-        p.statistics +
-        ((static_cast<int64_t>(task.sequence) * p.heads + task.head) * p.steps + task.block * 2 + group) *
-            kStatisticsFloats +
-        warp * 16 + lane / 4;
+    float shift[2], delta[2];  // of the lane's two queries
+    const int64_t of_head = static_cast<int64_t>(task.sequence) * p.heads + task.head;
+    const float* const statistics = p.statistics +
+                                    (of_head * p.steps + task.block * 2 + group) * kStatisticsFloats +
+                                    warp * 16 + lane / 4;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         shift[half] = __ldcg(statistics + 8 * half);
@@ -413,12 +444,7 @@ __device__ inline void multiply_queries(const QueryFeed& feed, int group, int wa
         sm90::wgmma_wait<1>();  // all but dP, the product of the step before too
         sm90::pin(scores);
         sm90::pin(d_weights);
-        if (block == task.block) {
-            const int query = first_row + lane / 4 - lane % 4 * 2;
-#pragma unroll
-            for (int j = 0; j < kBlock / 2; ++j)
-                if (j / 4 * 8 + j % 2 > query + j % 4 / 2 * 8) scores[j] = -INFINITY;
-        }
+        if (block == task.block) mask_later_keys(scores, first_row + lane / 4 - lane % 4 * 2);
 #pragma unroll
         for (int j = 0; j < kBlock / 2; ++j)
             scores[j] = exp2_fast(fmaf(scores[j], p.scale_log2, shift[j % 4 / 2]));
@@ -427,12 +453,7 @@ __device__ inline void multiply_queries(const QueryFeed& feed, int group, int wa
         __syncwarp();
         sm90::wgmma_wait<0>();  // dP
         sm90::pin(d_p);
-#pragma unroll
-        for (int j = 0; j < kBlock / 8; ++j) {
-            const float *s = scores + 4 * j, *d = d_p + 4 * j;
-            d_weights[j / 2][j % 2 * 2] = pack_bf16(s[0] * (d[0] - delta[0]), s[1] * (d[1] - delta[0]));
-            d_weights[j / 2][j % 2 * 2 + 1] = pack_bf16(s[2] * (d[2] - delta[1]), s[3] * (d[3] - delta[1]));
-        }
+        take_d_weights(scores, d_p, delta, d_weights);
         sm90::wgmma_fence();
         add_product<kBlock / 16, kBlockHalf>(d_q, d_weights, k);
         sm90::wgmma_commit();

@@ -90,7 +90,13 @@ TEST_CASE("distill --dry-run says what would be kept, what memory it takes and h
                               "recompute: mamba none, attention none, ffn none", "at least ", "TFLOP/s"})
         CHECK(outcome.out.find(words) != std::string::npos);
     CHECK(!fs::exists(at.dir / "dry"));
+    const auto plan = at.dir.write("plan.yaml", "format: minipuzzle.plan/1\ndrop: [3, 7]\n").string();
+    auto cut = at.arguments("dry", {"--dry-run"});
+    *std::find(cut.begin(), cut.end(), "--init") = "--plan";
+    *(std::find(cut.begin(), cut.end(), "--plan") + 1) = plan;
     const json all = run_json(at.arguments("dry", {"--dry-run"}));
+    CHECK(run_json(cut)["peak_bytes"] < all["peak_bytes"]);
+    CHECK(!fs::exists(at.dir / "dry"));
     const auto least = run_json(at.arguments("dry", {"--dry-run", "--recompute", "full"}))["peak_bytes"];
     CHECK(all["peak_bytes"] > least);
     const auto limit = std::to_string((all["peak_bytes"].get<int64_t>() + least.get<int64_t>()) / 2);

@@ -115,6 +115,23 @@ inline Cost cost(const SsdForward& args) {
             .flops = tokens * (4 * inner * static_cast<double>(s.state) + (chunk + 1) * (inner + shared))};
 }
 
+// Per token: five products over the states (dB, dC, u, y and the states' own gradients), 10 H P N; inside a
+// chunk the causal half of dy x^T and of its use in dx, 2 (Q + 1) H P, and of C B^T and its gradient's two
+// products, 3 (Q + 1) G N. Of the states only those entering chunks need cross memory.
+inline Cost cost(const SsdBackward& args) {
+    const MambaShape& s = args.shape;
+    const auto tokens = static_cast<double>(args.xbc.rows());
+    const auto inner = static_cast<double>(s.inner()), shared = static_cast<double>(s.groups * s.state);
+    const double chunk = static_cast<double>(std::min(args.chunk, args.xbc.size(1)));
+    return {.bytes = 2 * costs::bytes_of_columns(args.zxbcdt, s.heads) +
+                     costs::bytes_of_all(args.xbc, args.dt_bias, args.a_log, args.d, args.document,
+                                         args.chunk_states, args.d_y, args.d_final_state, args.d_xbc,
+                                         args.d_initial_state) +
+                     2 * costs::bytes_of_all(args.d_dt_bias, args.d_a_log, args.d_d),
+            .flops = tokens *
+                     (10 * inner * static_cast<double>(s.state) + (chunk + 1) * (2 * inner + 3 * shared))};
+}
+
 // Of zxbcdt only the z part is read.
 inline Cost cost(const GatedNormForward& args) {
     return {.bytes = costs::bytes_of_columns(args.zxbcdt, args.shape.inner()) +

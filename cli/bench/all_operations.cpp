@@ -47,6 +47,9 @@ Operations gpu_operations() {
     add_ssd(list, large, one);
     add_ssd(list, small, four);
     add_ssd(list, small, long_one);
+    add_ssd_backward(list, small, one);
+    add_ssd_backward(list, large, one);
+    add_ssd_backward(list, small, four);
     add_attention(list, small, one);
     for (const bool deterministic : {true, false}) add_attention_backward(list, small, one, deterministic);
     add_attention_backward(list, large, one, true);
@@ -81,6 +84,7 @@ Operations cpu_operations() {
     add_embedding(list, model, batch);
     add_products(list, model, batch);
     add_ssd(list, model, batch);
+    add_ssd_backward(list, model, batch);
     add_attention(list, model, batch);
     add_attention_backward(list, model, batch, true);
     add_rms_norm(list, model, batch);

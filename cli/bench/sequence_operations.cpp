@@ -81,6 +81,55 @@ Check check_ssd(Twin& twin, const SsdForward& args) {
         args.y, tokens, {own.xbc.front()}, y, Rounding::inside);
 }
 
+// The last group's heads over the last tokens of the last sequence: what comes before does not reach them but
+// by the states that are given. Gradients of parameters, sums over all tokens, are left to the tests.
+Check check_ssd_backward(Twin& twin, const SsdBackward& args) {
+    const MambaShape& s = args.shape;
+    const HeadColumns own(s, last(s.heads, s.heads / s.groups));
+    const MambaShape small{.heads = own.heads.count,
+                           .head_dim = s.head_dim,
+                           .state = s.state,
+                           .groups = 1,
+                           .conv_kernel = s.conv_kernel};
+    const int64_t sequences = args.xbc.size(0), length = args.xbc.size(1);
+    const int64_t chunks = div_up(length, args.chunk),
+                  checked = std::max<int64_t>(1, std::min(chunks, kScannedTokens / args.chunk));
+    const int64_t begin = (chunks - checked) * args.chunk, count = length - begin;
+    const Range tokens{(sequences - 1) * length + begin, count};
+    const auto of_heads = [&](const Tensor& t) {
+        return twin.part(t, {0, 1}, {own.heads}, {own.heads.count});
+    };
+    // A chunk's states of all heads as one row.
+    const int64_t elements = s.head_dim * s.state;
+    const Tensor states = twin.part(args.chunk_states.view({sequences * chunks, s.heads * elements}),
+                                    {sequences * chunks - checked, checked},
+                                    {{own.heads.begin * elements, own.heads.count * elements}},
+                                    {1, checked * own.heads.count, s.head_dim, s.state});
+    const Tensor d_xbc = twin.empty({1, count, small.conv_channels()}),
+                 d_zxbcdt = twin.empty({1, count, small.projection()}), sums = twin.empty({own.heads.count});
+    twin.backend().run(
+        SsdBackward{.shape = small,
+                    .chunk = args.chunk,
+                    .dt_min = args.dt_min,
+                    .dt_max = args.dt_max,
+                    .xbc = twin.part(args.xbc, tokens, own.xbc, {1, count, small.conv_channels()}),
+                    .zxbcdt = twin.part(args.zxbcdt, tokens, own.zxbcdt, {1, count, small.projection()}),
+                    .dt_bias = of_heads(args.dt_bias),
+                    .a_log = of_heads(args.a_log),
+                    .d = of_heads(args.d),
+                    .chunk_states = states,
+                    .d_y = twin.part(args.d_y, tokens, {own.xbc.front()}, {1, count, small.inner()}),
+                    .d_xbc = d_xbc,
+                    .d_zxbcdt = d_zxbcdt,
+                    .d_dt_bias = sums,
+                    .d_a_log = sums,
+                    .d_d = sums});
+    return twin.compare(
+        fmt::format("heads {}..{}, rows {}..{}", own.heads.begin, own.heads.begin + own.heads.count - 1,
+                    tokens.begin, tokens.begin + tokens.count - 1),
+        args.d_xbc, tokens, own.xbc, d_xbc, Rounding::inside);
+}
+
 Check check_gated_norm(Twin& twin, const GatedNormForward& args) {
     const MambaShape& s = args.shape;
     const Range rows = last(args.y.rows(), kCheckedTokens);
@@ -199,6 +248,32 @@ void add_ssd(Operations& list, const ModelSizes& model, Batch batch) {
                               .y = memory.empty({batch.sequences, batch.length, s.inner()})};
         },
         check_ssd);
+}
+
+void add_ssd_backward(Operations& list, const ModelSizes& model, Batch batch) {
+    add<SsdBackward>(
+        list, "ssd_backward", describe(model.name, batch),
+        [=](Memory& memory) {
+            const MambaShape& s = model.mamba;
+            const int64_t b = batch.sequences, t = batch.length;
+            const ScanParameters scan(s.heads);
+            SsdBackward args{.shape = s, .dt_max = std::numeric_limits<double>::infinity()};
+            args.xbc = memory.normal({b, t, s.conv_channels()});
+            args.zxbcdt = memory.normal({b, t, s.projection()}, 0.5);
+            args.dt_bias = memory.precise(scan.dt_bias);
+            args.a_log = memory.precise(scan.a_log);
+            args.d = memory.precise(scan.d);
+            args.chunk_states =
+                memory.empty_precise({b, div_up(t, args.chunk) * s.heads, s.head_dim, s.state});
+            args.d_y = memory.normal({b, t, s.inner()});
+            args.d_xbc = memory.empty({b, t, s.conv_channels()});
+            args.d_zxbcdt = memory.empty({b, t, s.projection()});
+            args.d_dt_bias = memory.empty_precise({s.heads});
+            args.d_a_log = memory.empty_precise({s.heads});
+            args.d_d = memory.empty_precise({s.heads});
+            return args;
+        },
+        check_ssd_backward);
 }
 
 void add_gated_norm(Operations& list, const ModelSizes& model, Batch batch) {

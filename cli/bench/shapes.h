@@ -42,6 +42,7 @@ void add_add(Operations& list, const ModelSizes& model, Batch batch);
 void add_column_sums(Operations& list, const ModelSizes& model, Batch batch);
 void add_conv(Operations& list, const ModelSizes& model, Batch batch);
 void add_ssd(Operations& list, const ModelSizes& model, Batch batch);
+void add_ssd_backward(Operations& list, const ModelSizes& model, Batch batch);
 void add_gated_norm(Operations& list, const ModelSizes& model, Batch batch);
 void add_conv_backward(Operations& list, const ModelSizes& model, Batch batch);
 void add_gated_norm_backward(Operations& list, const ModelSizes& model, Batch batch);

@@ -3,11 +3,12 @@
 // At the 8B shape (B 1, T 8192, H 128, P 64, G 8, N 128) the least traffic is x|B|C and dy in, dx|dB|dC out:
 // 168 + 134 + 168 MB, and the states entering chunks, 268 MB: 0.74 GB. This path moves 1.9 GB: it takes one
 // kernel for the states' gradients (dy and the states in, both states out as bf16: 0.67 GB), one over heads
-// (x, dy, dS in, dx and terms of d delta out: 0.59 GB), one over groups (x, dy and both states in: 0.60 GB). The
-// arithmetic with chunks of 128 tokens is T H (2 * 6 P N + 2 * 1.5 * 128 P) = 132 GFLOP.
+// (x, dy, dS in, dx and terms of d delta out: 0.59 GB), one over groups (x, dy and both states in: 0.60 GB).
+// The arithmetic with chunks of 128 tokens is T H (2 * 6 P N + 2 * 1.5 * 128 P) = 132 GFLOP.
 #include <algorithm>
 
 #include "kernels/cuda/operations.h"
+#include "kernels/cuda/ssd_backward_c.cuh"
 #include "kernels/cuda/ssd_backward_groups.cuh"
 #include "kernels/cuda/ssd_backward_heads.cuh"
 #include "kernels/cuda/ssd_backward_states.cuh"
@@ -58,7 +59,7 @@ struct Plan {
         args.slice_heads = narrow<int>(div_up(args.heads_per_group, slices));
         args.slices = narrow<int>(div_up(args.heads_per_group, args.slice_heads));
         args.column_slices = narrow<int>(div_up(s.state, 128));
-        args.pass_parts = narrow<int>(s.state / 16);
+        args.pass_parts = 4 * args.column_slices;  // one a warp that rounds states
 
         const int64_t places = args.batch * args.chunks, rows = places * args.heads;
         take(base, args.steps, rows * ssd_backward::kStepRows * kChunk);
@@ -70,7 +71,6 @@ struct Plan {
         take(base, args.d_cb, args.slices * places * args.groups * kChunk * kChunk);
         take(base, args.parameters, 3 * rows);
         take(base, args.d_states, rows * s.head_dim * s.state);
-        take(base, args.states, rows * s.head_dim * s.state);
     }
 
   private:
@@ -112,8 +112,6 @@ Maps make_maps(const SsdBackward& op, const Arguments& args) {
     const Axis tokens{time, row, kChunk}, sequences{batch, time * row, 1};
     const Axis y_tokens{time, y_row, kChunk}, y_sequences{batch, time * y_row, 1};
     const Axis out_tokens{time, row, 64}, heads{s.heads, s.head_dim * 2, 1};
-    const Axis state_rows{s.head_dim, s.state * 2, s.head_dim}, state_blocks{s.state / 64, 128, 1};
-    const Axis state_heads{batch * args.chunks * s.heads, s.head_dim * s.state * 2, 1};
     Maps maps{};
     maps.x = make_map(op.xbc.data, {{main, 2, main}, tokens, heads, sequences});
     maps.d_y = make_map(op.d_y.data, {{main, 2, main}, y_tokens, heads, y_sequences});
@@ -123,17 +121,17 @@ Maps make_maps(const SsdBackward& op, const Arguments& args) {
         maps.d_y_rest = make_map(op.d_y.data + main * 2, {{rest, 2, rest}, y_tokens, heads, y_sequences});
         maps.d_x_rest = make_map(op.d_xbc.data, {{s.inner(), 2, rest}, out_tokens, sequences});
     }
-    maps.bc = make_map(op.xbc.data + s.inner() * 2, {{64, 2, 64},
-                                                     tokens,
-                                                     {of_groups / 64, 128, 1},
-                                                     {2, of_groups * 2, 1},
-                                                     sequences});
-    const auto of_states = [&](const __nv_bfloat16* states) {
-        return make_map(reinterpret_cast<const std::byte*>(states),
-                        {{64, 2, 64}, state_rows, state_blocks, state_heads});
-    };
-    maps.d_states = of_states(args.d_states);
-    maps.states = of_states(args.states);
+    maps.bc = make_map(op.xbc.data + s.inner() * 2,
+                       {{64, 2, 64}, tokens, {of_groups / 64, 128, 1}, {2, of_groups * 2, 1}, sequences});
+    const Axis state_heads{batch * args.chunks * s.heads, s.head_dim * s.state * 2, 1};
+    maps.d_states =
+        make_map(reinterpret_cast<const std::byte*>(args.d_states),
+                 {{64, 2, 64}, {s.head_dim, s.state * 2, s.head_dim}, {s.state / 64, 128, 1}, state_heads});
+    // Float32 as pairs of bf16.
+    const Axis precise_heads{batch * args.chunks * s.heads, s.head_dim * s.state * 4, 1};
+    maps.states =
+        make_map(op.chunk_states.data,
+                 {{64, 2, 64}, {s.head_dim, s.state * 4, s.head_dim}, {s.state / 32, 128, 1}, precise_heads});
     return maps;
 }
 
@@ -148,13 +146,14 @@ void launch(const Context& context, Kernel* kernel, int64_t blocks, int threads,
 template <int kP, int kN>
 void launch_products(const Context& context, const Maps& maps, const Arguments& args) {
     using namespace ssd_backward;
-    launch(context, walk_states<kP, kN>, args.batch * args.heads * (kN / 64), 128, StatesLayout<kP>::kBytes,
-           maps, args);
+    launch(context, walk_states<kP, kN>, args.batch * args.heads * (kN / 64), StatesLayout<kP, 3>::kThreads,
+           StatesLayout<kP, 3>::kBytes, maps, args);
     const int64_t groups = args.batch * args.chunks * args.groups;
     launch(context, args.marks ? take_heads<kP, kN, true> : take_heads<kP, kN, false>, groups * args.slices,
            256, HeadsLayout<kP, kN>::kBytes, maps, args);
-    launch(context, take_groups<kP, kN>, groups * args.column_slices * 2, 256, GroupsLayout<kP, kN>::kBytes,
-           maps, args);
+    launch(context, take_b<kP, kN>, groups * args.column_slices, 256, BLayout<kP, kN>::kBytes, maps, args);
+    launch(context, take_c<kP, kN>, groups * args.column_slices, CLayout<kP, kN>::kThreads,
+           CLayout<kP, kN>::kBytes, maps, args);
 }
 
 void launch_products(const Context& context, const MambaShape& shape, const Maps& maps,
@@ -205,7 +204,7 @@ int64_t scratch_bytes(const SsdBackward& args) {
 
 void run(const Context& context, const SsdBackward& args) {
     if (context.hopper_code && may_be_fast(args) && aligned(args.xbc) && aligned(args.d_y) &&
-        aligned(args.d_xbc))
+        aligned(args.d_xbc) && aligned(args.chunk_states))
         run_fast(context, args);
     else
         ssd_backward_plain(context, args);

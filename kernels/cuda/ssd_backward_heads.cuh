@@ -2,8 +2,8 @@
 // C B^T, summed over a group's heads. A block takes one chunk and (a slice of) the heads of one group.
 // Everything is laid out with a row per token j that is read, a column per token i that reads it:
 //   G_ji  = x_j . dy_i
-//   u_j   = 2^(s_last - s_j) dS B_j + sum_{i>=j} (B_j . C_i) 2^(s_i - s_j) dy_i,   dx_j = delta_j u_j + D dy_j
-//   M_ji += G_ji delta_j 2^(s_i - s_j),   W_ji = that term times (B_j . C_i)
+//   u_j   = 2^(s_last - s_j) dS B_j + sum_{i>=j} (B_j . C_i) 2^(s_i - s_j) dy_i,   dx_j = delta_j u_j + D
+//   dy_j M_ji += G_ji delta_j 2^(s_i - s_j),   W_ji = that term times (B_j . C_i)
 // A warpgroup owns 64 rows, a warp 16: the first has a block of 64 x 64 pairs on the diagonal ("own") and one
 // beyond it ("far"), the second its own only. M stays in registers, B C^T in shared memory as bf16.
 #pragma once
@@ -22,7 +22,8 @@ struct HeadsLayout {
     static constexpr int kStepBytes = 3 * kRowBytes;
     static constexpr int kB = 0, kStage0 = kBlocks * kBlockBytes;
     static constexpr int kC = kStage0;  // until C B^T is taken
-    static constexpr int kSteps = kStage0 + (kStages * kStageBytes > kStage0 ? kStages * kStageBytes : kStage0);
+    static constexpr int kSteps =
+        kStage0 + (kStages * kStageBytes > kStage0 ? kStages * kStageBytes : kStage0);
     // B C^T as bf16, each thread's own values: the two blocks on the diagonal, and the far one.
     static constexpr int kBc = kSteps + kStages * kStepBytes, kBcBytes = 64 * 64 * 2;
     static constexpr int kMarks = kBc + 3 * kBcBytes;
@@ -61,9 +62,9 @@ struct HeadsWarp {
     // From G: adds to M, forms the weights of dy in u as an operand, and the sums of W. `columns` receives
     // the sums of W over the warp's 16 rows, without those inside its own block of 16 x 16.
     template <bool kOwn>
-    __device__ void weigh(float (&gram)[32], uint32_t bc_place, float (&m)[32],
-                          uint32_t (&weights)[4][4], Rows& rows, float (&columns)[16], const float* s,
-                          const int* marks, int column) const {
+    __device__ void weigh(float (&gram)[32], uint32_t bc_place, float (&m)[32], uint32_t (&weights)[4][4],
+                          Rows& rows, float (&columns)[16], const float* s, const int* marks,
+                          int column) const {
         uint4 bc;
 #pragma unroll
         for (int n = 0; n < 8; ++n) {
@@ -159,8 +160,7 @@ struct HeadsWarp {
 #pragma unroll
         for (float& sum : sums) {
 #pragma unroll
-            for (int distance = 4; distance < 32; distance *= 2)
-                sum += __shfl_xor_sync(~0u, sum, distance);
+            for (int distance = 4; distance < 32; distance *= 2) sum += __shfl_xor_sync(~0u, sum, distance);
         }
         if (lane < 4) {
             *reinterpret_cast<float2*>(to + 2 * t) = {sums[0], sums[1]};
@@ -174,18 +174,6 @@ struct HeadsWarp {
         if (lane % 4 == 0) to[row() + lane / 4] = first, to[row() + lane / 4 + 8] = second;
     }
 
-    // x . u by row.
-    __device__ static void dot(Channels<kP>& u, const uint32_t (&x)[kP / 16][4], float (&sums)[2]) {
-        sums[0] = sums[1] = 0;
-#pragma unroll
-        for (int k = 0; k < kP / 16; ++k)
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const float* pair = u.columns(k) + 2 * i;
-                float& sum = sums[i % 2];
-                sum = fmaf(low_value(x[k][i]), pair[0], fmaf(high_value(x[k][i]), pair[1], sum));
-            }
-    }
     __device__ static void scale(Channels<kP>& u, const float (&factors)[2]) {
 #pragma unroll
         for (int k = 0; k < kP / 16; ++k)
@@ -265,7 +253,8 @@ struct HeadsWarp {
         uint32_t weights[4][4];
         float columns[16];
         float* earlier = sums + (kEarlier0 + 4 * kGroup + warp) * kChunk;
-        weigh<true>(gram, shared + L::kBc + kGroup * L::kBcBytes, m_own, weights, rows, columns, s, marks, kOwnRow);
+        weigh<true>(gram, shared + L::kBc + kGroup * L::kBcBytes, m_own, weights, rows, columns, s, marks,
+                    kOwnRow);
         u.pin();
         sm90::wgmma_fence();
         u.add(weights, stage + L::kDy, kOwnRow);
@@ -278,7 +267,8 @@ struct HeadsWarp {
         keep(weights);
         if constexpr (kFar) {
             sm90::pin(gram);
-            weigh<false>(gram, shared + L::kBc + 2 * L::kBcBytes, m_far, weights, rows, columns, s, marks, 64);
+            weigh<false>(gram, shared + L::kBc + 2 * L::kBcBytes, m_far, weights, rows, columns, s, marks,
+                         64);
             u.pin();
             sm90::wgmma_fence();
             u.add(weights, stage + L::kDy, 64);
@@ -339,9 +329,7 @@ struct HeadsBlock {
         first_head = group * args.heads_per_group + slice * args.slice_heads;
         heads = min(args.slice_heads, args.heads_per_group - slice * args.slice_heads);
     }
-    __device__ uint32_t stage(int i) const {
-        return shared + L::kStage0 + i % L::kStages * L::kStageBytes;
-    }
+    __device__ uint32_t stage(int i) const { return shared + L::kStage0 + i % L::kStages * L::kStageBytes; }
     __device__ uint32_t full(int i) const { return shared + L::kBarriers + i % L::kStages * 8; }
     __device__ uint32_t bc_barrier() const { return shared + L::kBarriers + L::kStages * 8; }
     __device__ uint32_t counter(int i) const { return shared + L::kCounters + i % L::kStages * 4; }
@@ -427,9 +415,9 @@ __device__ inline void take_heads_of(const HeadsBlock<kP, kN>& block) {
         __syncwarp();
     }
     const int64_t blocks = args.batch * args.chunks * args.groups;
-    float* d_cb = args.d_cb + (block.slice * blocks + static_cast<int64_t>(block.place) * args.groups +
-                               block.group) *
-                                  (kChunk * kChunk);
+    float* d_cb =
+        args.d_cb + (block.slice * blocks + static_cast<int64_t>(block.place) * args.groups + block.group) *
+                        (kChunk * kChunk);
     w.write_m(m_own, d_cb, Warp::kOwnRow);
     if constexpr (Warp::kFar) w.write_m(m_far, d_cb, 64);
 }

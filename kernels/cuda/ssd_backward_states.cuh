@@ -1,126 +1,108 @@
 // The gradient of the states, for the scan backward on compute capability 9.0a: from the last chunk to the
 // first,
 //   dS_{c-1} = e^{s_last} dS_c + sum_i e^{s_i} dy_i (outer) C_i,
-// kept as bf16 for every chunk, beside the entering states as bf16 and the parts of e^{s_last} <S_in, dS>.
+// kept as bf16 for every chunk.
 #pragma once
 
 #include "kernels/cuda/ssd_backward_tiles.cuh"
 
 namespace minipuzzle::cuda::ssd_backward {
 
-template <int kP>
+// A block has eight warps: four times 16 columns of the state, twice half its rows.
+template <int kP, int kHowMany>
 struct StatesLayout {
     using X = XTiles<kP>;
-    static constexpr int kStages = 2;
+    static constexpr int kStages = kHowMany, kThreads = 256;
+    static constexpr int kTiles = (kP / 16 + 1) / 2;  // of 16 rows a warp has at most
     static constexpr int kC = X::kBytes, kStageBytes = kC + kBlockBytes;
     static constexpr int kSteps = kStages * kStageBytes;
     static constexpr int kBarriers = kSteps + kStages * kRowBytes;
     static constexpr int kBytes = kBarriers + kStages * 8;
 };
 
-// One block: one head of one sequence, 64 columns of the state, each warp 16 of them. grid B * H * (N / 64).
-template <int kP, int kN>
-__global__ void __launch_bounds__(128)
-    walk_states(const __grid_constant__ Maps maps, const __grid_constant__ Arguments args) {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-    using L = StatesLayout<kP>;
+template <int kP, int kN, int kHowMany>
+struct StatesWarp {
+    using L = StatesLayout<kP, kHowMany>;
     using X = XTiles<kP>;
-    constexpr auto kWide = sm90::Swizzle::b128;
-    constexpr int kRows = kP / 16;
-    extern __shared__ __align__(1024) unsigned char memory[];
-    const uint32_t shared = sm90::shared_address(memory);
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int column_block = blockIdx.x % (kN / 64), head = blockIdx.x / (kN / 64) % args.heads;
-    const int sequence = blockIdx.x / (kN / 64) / args.heads;
-    const int group = head / args.heads_per_group;
+    const Maps& maps;
+    const Arguments& args;
+    unsigned char* memory;
+    uint32_t shared;
+    int sequence, head, column_block, warp_column, first_tile, tiles, lane;
 
-    const auto load = [&](int i) {  // the i-th chunk from the end
-        const int chunk = args.chunks - 1 - i, row = chunk * kChunk;
-        const uint32_t to = shared + i % L::kStages * L::kStageBytes,
-                       barrier = shared + L::kBarriers + i % L::kStages * 8;
-        sm90::barrier_expect(barrier, L::kStageBytes + kRowBytes);
-        X::load(to, maps.d_y, maps.d_y_rest, barrier, row, head, sequence);
-        sm90::copy_box_in(to + L::kC, maps.bc, barrier, 0, row, group * (kN / 64) + column_block, 1,
-                          sequence);
-        const int64_t of_head = static_cast<int64_t>(sequence) * args.heads + head;
-        sm90::copy_in(shared + L::kSteps + i % L::kStages * kRowBytes,
-                      args.steps + ((of_head * args.chunks + chunk) * kStepRows + kEntry) * kChunk, kRowBytes,
-                      barrier);
-    };
-    if (threadIdx.x == 0) {
-        for (int i = 0; i < L::kStages; ++i) sm90::barrier_init(shared + L::kBarriers + i * 8, 1);
-        sm90::fence_barrier_init();
-        for (int i = 0; i < L::kStages && i < args.chunks; ++i) load(i);
+    __device__ StatesWarp(const Maps& of_maps, const Arguments& of_args, unsigned char* of_memory)
+        : maps(of_maps), args(of_args), memory(of_memory), shared(sm90::shared_address(of_memory)) {
+        constexpr int kBlocks = kN / 64;
+        column_block = blockIdx.x % kBlocks, head = blockIdx.x / kBlocks % args.heads;
+        sequence = blockIdx.x / kBlocks / args.heads;
+        const int warp = threadIdx.x / 32;
+        lane = threadIdx.x % 32;
+        warp_column = warp % 4 * 16;
+        first_tile = warp / 4 * L::kTiles;
+        tiles = warp < 4 ? L::kTiles : kP / 16 - L::kTiles;
     }
-    __syncthreads();
+    // Blocks of 16 rows, in each two rows a lane: f(tile, half).
+    template <class F>
+    __device__ void each(const F& f) const {
+#pragma unroll
+        for (int m = 0; m < L::kTiles; ++m)
+            if (m < tiles) f(m, 0), f(m, 1);
+    }
+    // Where four neighbours of a lane lie in a [P, N] matrix: of its accumulators a lane keeps one tile of 8
+    // columns and gives the other to its neighbour, so that each holds four in a row.
+    __device__ int offset(int m, int half) const {
+        const int row = (first_tile + m) * 16 + lane / 4 + 8 * half;
+        return row * kN + column_block * 64 + warp_column + lane % 2 * 8 + lane % 4 / 2 * 4;
+    }
+    __device__ float4 exchange(const float (&sum)[2][4], int half) const {
+        const bool odd = lane % 2;
+        const float a0 = sum[0][2 * half], a1 = sum[0][2 * half + 1];
+        const float b0 = sum[1][2 * half], b1 = sum[1][2 * half + 1];
+        const float other0 = __shfl_xor_sync(~0u, odd ? a0 : b0, 1);
+        const float other1 = __shfl_xor_sync(~0u, odd ? a1 : b1, 1);
+        return odd ? float4{other0, other1, b0, b1} : float4{a0, a1, other0, other1};
+    }
+    __device__ void exchange_back(float4 value, float (&sum)[2][4], int half) const {
+        const bool odd = lane % 2;
+        const float other0 = __shfl_xor_sync(~0u, odd ? value.x : value.z, 1);
+        const float other1 = __shfl_xor_sync(~0u, odd ? value.y : value.w, 1);
+        sum[0][2 * half] = odd ? other0 : value.x, sum[0][2 * half + 1] = odd ? other1 : value.y;
+        sum[1][2 * half] = odd ? value.z : other0, sum[1][2 * half + 1] = odd ? value.w : other1;
+    }
+    __device__ int64_t row_of(int chunk) const {
+        return (static_cast<int64_t>(sequence) * args.chunks + chunk) * args.heads + head;
+    }
+    __device__ int64_t of_head() const {
+        return (static_cast<int64_t>(sequence) * args.heads + head) * (kP * kN);
+    }
 
-    // Where this lane's first two elements lie in a [P, N] matrix.
-    const int at = lane / 4 * kN + column_block * 64 + warp * 16 + lane % 4 * 2;
-    const auto offset = [&](int m, int n, int half) { return at + (16 * m + 8 * half) * kN + 8 * n; };
-    const auto matrix = [&](int chunk) {
-        return ((static_cast<int64_t>(sequence) * args.chunks + chunk) * args.heads + head) * (kP * kN);
-    };
-    const int64_t of_head = (static_cast<int64_t>(sequence) * args.heads + head) * (kP * kN);
+    __device__ uint32_t full(int i) const { return shared + L::kBarriers + i % L::kStages * 8; }
+    __device__ uint32_t stage(int i) const { return shared + i % L::kStages * L::kStageBytes; }
+    // Starts the copies of the i-th chunk from the end.
+    __device__ void load(int i) const {
+        const int chunk = args.chunks - 1 - i, row = chunk * kChunk, group = head / args.heads_per_group;
+        sm90::barrier_expect(full(i), L::kStageBytes + kRowBytes);
+        X::load(stage(i), maps.d_y, maps.d_y_rest, full(i), row, head, sequence);
+        sm90::copy_box_in(stage(i) + L::kC, maps.bc, full(i), 0, row, group * (kN / 64) + column_block, 1,
+                          sequence);
+        const int64_t steps = (static_cast<int64_t>(sequence) * args.heads + head) * args.chunks + chunk;
+        sm90::copy_in(shared + L::kSteps + i % L::kStages * kRowBytes,
+                      args.steps + (steps * kStepRows + kEntry) * kChunk, kRowBytes, full(i));
+    }
 
-    float sum[kRows][2][4];
-    float2 state[kRows][2][2];  // entering the chunk
-    const auto read_state = [&](int chunk) {
-        const float* from = args.chunk_states + matrix(chunk);
-#pragma unroll
-        for (int m = 0; m < kRows; ++m)
-#pragma unroll
-            for (int n = 0; n < 2; ++n)
-#pragma unroll
-                for (int half = 0; half < 2; ++half)
-                    state[m][n][half] = __ldcs(reinterpret_cast<const float2*>(from + offset(m, n, half)));
-    };
-#pragma unroll
-    for (int m = 0; m < kRows; ++m)
-#pragma unroll
-        for (int n = 0; n < 2; ++n)
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                float2 value = {0.f, 0.f};
-                if (args.d_final)
-                    value = *reinterpret_cast<const float2*>(args.d_final + of_head + offset(m, n, half));
-                sum[m][n][2 * half] = value.x, sum[m][n][2 * half + 1] = value.y;
-            }
-    read_state(args.chunks - 1);
-
-    for (int i = 0; i < args.chunks; ++i) {
-        const int chunk = args.chunks - 1 - i;
-        const uint32_t stage = shared + i % L::kStages * L::kStageBytes;
-        const auto* entry = reinterpret_cast<const float*>(memory + L::kSteps + i % L::kStages * kRowBytes);
-        float pass = 0;
-#pragma unroll
-        for (int m = 0; m < kRows; ++m)
-#pragma unroll
-            for (int n = 0; n < 2; ++n)
-#pragma unroll
-                for (int half = 0; half < 2; ++half) {
-                    const float2 s = state[m][n][half];
-                    const float d0 = sum[m][n][2 * half], d1 = sum[m][n][2 * half + 1];
-                    pass = fmaf(s.x, d0, fmaf(s.y, d1, pass));
-                    const int64_t to = matrix(chunk) + offset(m, n, half);
-                    *reinterpret_cast<uint32_t*>(args.d_states + to) = pack_bf16(d0, d1);
-                    *reinterpret_cast<uint32_t*>(args.states + to) = pack_bf16(s.x, s.y);
-                }
-        if (chunk > 0) read_state(chunk - 1);
-        pass = sum_of_warp(pass);
-
-        sm90::barrier_wait(shared + L::kBarriers + i % L::kStages * 8, i / L::kStages & 1);
-        const float carry = entry[kChunk - 1];
-        if (lane == 0)
-            args.passes[((static_cast<int64_t>(sequence) * args.chunks + chunk) * args.heads + head) *
-                            args.pass_parts +
-                        column_block * 4 + warp] = carry * pass;
-#pragma unroll
-        for (auto& row : sum)
-#pragma unroll
-            for (auto& column : row)
-#pragma unroll
-                for (float& value : column) value *= carry;
-        const uint32_t c_at = stage + L::kC + sm90::swizzled<kWide>(lane % 16, 2 * warp + lane / 16);
+    // Writes dS leaving a chunk.
+    __device__ void write_state(const float (&sum)[L::kTiles][2][4], int chunk) const {
+        __nv_bfloat16* d_states = args.d_states + row_of(chunk) * (kP * kN);
+        each([&](int m, int half) {
+            const float4 d = exchange(sum[m], half);
+            *reinterpret_cast<uint2*>(d_states + offset(m, half)) =
+                make_uint2(pack_bf16(d.x, d.y), pack_bf16(d.z, d.w));
+        });
+    }
+    // sum += sum_i dy_i (outer) e^{s_i} C_i
+    __device__ void add_chunk(float (&sum)[L::kTiles][2][4], uint32_t place, const float* entry) const {
+        const uint32_t c_at =
+            place + L::kC + sm90::swizzled<sm90::Swizzle::b128>(lane % 16, warp_column / 8 + lane / 16);
 #pragma unroll
         for (int k = 0; k < kChunk / 16; ++k) {
             uint32_t c[4];
@@ -134,27 +116,62 @@ __global__ void __launch_bounds__(128)
                     pair = pack_bf16(low_value(pair) * e.x, high_value(pair) * e.y);
                 }
             }
+            const int row = 16 * k + lane % 8 + lane / 16 * 8;
 #pragma unroll
-            for (int m = 0; m < kRows; ++m) {
+            for (int m = 0; m < L::kTiles; ++m) {
+                if (m >= tiles) continue;
                 uint32_t d_y[4];
-                const int row = 16 * k + lane % 8 + lane / 16 * 8;
-                sm90::load_matrices_transposed(d_y, X::piece(stage, row, 2 * m + lane / 8 % 2));
+                sm90::load_matrices_transposed(d_y,
+                                               X::piece(place, row, 2 * (first_tile + m) + lane / 8 % 2));
                 multiply_add(sum[m][0], d_y, c[0], c[1]);
                 multiply_add(sum[m][1], d_y, c[2], c[3]);
             }
         }
+    }
+    // The i-th chunk from the end.
+    __device__ void step(int i, float (&sum)[L::kTiles][2][4]) const {
+        write_state(sum, args.chunks - 1 - i);
+        sm90::barrier_wait(full(i), i / L::kStages & 1);
+        const auto* entry = reinterpret_cast<const float*>(memory + L::kSteps + i % L::kStages * kRowBytes);
+        const float carry = entry[kChunk - 1];
+#pragma unroll
+        for (auto& tile : sum)
+#pragma unroll
+            for (auto& columns : tile)
+#pragma unroll
+                for (float& value : columns) value *= carry;
+        add_chunk(sum, stage(i), entry);
         __syncthreads();
         if (threadIdx.x == 0 && i + L::kStages < args.chunks) load(i + L::kStages);
     }
+};
+
+// One block: one head of one sequence, 64 columns of the state. grid B * H * (N / 64), 256 threads.
+template <int kP, int kN, int kHowMany = 3>
+__global__ void __launch_bounds__(256, 2)
+    walk_states(const __grid_constant__ Maps maps, const __grid_constant__ Arguments args) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    using L = StatesLayout<kP, kHowMany>;
+    extern __shared__ __align__(1024) unsigned char memory[];
+    const StatesWarp<kP, kN, kHowMany> w(maps, args, memory);
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < L::kStages; ++i) sm90::barrier_init(w.full(i), 1);
+        sm90::fence_barrier_init();
+        for (int i = 0; i < L::kStages && i < args.chunks; ++i) w.load(i);
+    }
+    float sum[L::kTiles][2][4] = {};
+    if (args.d_final)
+        w.each([&](int m, int half) {
+            w.exchange_back(*reinterpret_cast<const float4*>(args.d_final + w.of_head() + w.offset(m, half)),
+                            sum[m], half);
+        });
+    __syncthreads();
+    for (int i = 0; i < args.chunks; ++i) w.step(i, sum);
     if (args.d_initial)
-#pragma unroll
-        for (int m = 0; m < kRows; ++m)
-#pragma unroll
-            for (int n = 0; n < 2; ++n)
-#pragma unroll
-                for (int half = 0; half < 2; ++half)
-                    *reinterpret_cast<float2*>(args.d_initial + of_head + offset(m, n, half)) = {
-                        sum[m][n][2 * half], sum[m][n][2 * half + 1]};
+        w.each([&](int m, int half) {
+            *reinterpret_cast<float4*>(args.d_initial + w.of_head() + w.offset(m, half)) =
+                w.exchange(sum[m], half);
+        });
 #endif
 }
 

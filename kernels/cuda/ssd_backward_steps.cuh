@@ -41,13 +41,12 @@ struct Arguments {
     // [B, chunks, kChunk], the chunk's first token of token i's document, plus kReached where the state
     // entering the chunk belongs to that document; null where there are no documents
     int32_t* marks = nullptr;
-    float* sums = nullptr;            // [B, chunks, heads] blocks of kSumRows rows
-    float* enters = nullptr;          // [column slices, B, chunks, heads, kChunk], U_i
-    float* passes = nullptr;          // [B, chunks, heads, pass_parts], parts of e^{s_last} <S_in, dS>
-    float* d_cb = nullptr;            // [slices, B, chunks, groups, kChunk (j), kChunk (i)], M_ij
-    float* parameters = nullptr;      // [3, B * chunks, heads]: d_dt_bias, d_a_log, d_d of a chunk
+    float* sums = nullptr;              // [B, chunks, heads] blocks of kSumRows rows
+    float* enters = nullptr;            // [column slices, B, chunks, heads, kChunk], U_i
+    float* passes = nullptr;            // [B, chunks, heads, pass_parts], parts of e^{s_last} <S_in, dS>
+    float* d_cb = nullptr;              // [slices, B, chunks, groups, kChunk (j), kChunk (i)], M_ij
+    float* parameters = nullptr;        // [3, B * chunks, heads]: d_dt_bias, d_a_log, d_d of a chunk
     __nv_bfloat16* d_states = nullptr;  // [B, chunks, heads, P, N], dS leaving each chunk
-    __nv_bfloat16* states = nullptr;    // the same of the states entering each chunk
 
     const __nv_bfloat16* dt = nullptr;  // of token 0, head 0; rows of `projection`
     __nv_bfloat16* d_dt = nullptr;      // likewise
@@ -139,16 +138,15 @@ static __global__ void __launch_bounds__(256) take_steps(const Arguments args) {
         s.x += before, s.y += before, s.z += before, s.w += before;
         const float last = __shfl_sync(~0u, s.w, 31);
 
-        auto* out = reinterpret_cast<float4*>(
-                        args.steps +
-                        ((sequence * args.heads + head) * args.chunks + chunk) * (kStepRows * kChunk)) +
-                    lane;
+        auto* out =
+            reinterpret_cast<float4*>(args.steps + ((sequence * args.heads + head) * args.chunks + chunk) *
+                                                       (kStepRows * kChunk)) +
+            lane;
         constexpr int kRow = kChunk / 4;
         const int token = 4 * lane;
         const auto entry = [](float of, int m) { return m >= kReached ? exp2f(of) : 0.f; };
         const auto exit = [&](float of, int t) { return t >= first_of_last ? exp2f(last - of) : 0.f; };
-        out[kEntry * kRow] = {entry(s.x, mark.x), entry(s.y, mark.y), entry(s.z, mark.z),
-                              entry(s.w, mark.w)};
+        out[kEntry * kRow] = {entry(s.x, mark.x), entry(s.y, mark.y), entry(s.z, mark.z), entry(s.w, mark.w)};
         out[kSums * kRow] = s;
         out[kDelta * kRow] = delta;
         out[kExit * kRow] = {exit(s.x, token), exit(s.y, token + 1), exit(s.z, token + 2),
@@ -221,8 +219,8 @@ __device__ inline Four decay_gradient(const Arguments& args, int64_t block, int 
     Four earlier = {};         // of token i: the sum over j in the blocks before `of_block`
 #pragma unroll
     for (int of_block = 1; of_block < 8; ++of_block) {
-        const Four more = own >= of_block ? Four::load(sums + (kEarlier0 + of_block - 1) * kChunk, lane)
-                                          : Four{};
+        const Four more =
+            own >= of_block ? Four::load(sums + (kEarlier0 + of_block - 1) * kChunk, lane) : Four{};
 #pragma unroll
         for (int i = 0; i < 4; ++i) earlier.v[i] += more.v[i];
         if (own < of_block)

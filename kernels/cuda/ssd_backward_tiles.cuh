@@ -10,8 +10,9 @@ namespace minipuzzle::cuda::ssd_backward {
 struct Maps {
     CUtensorMap x, x_rest, d_y, d_y_rest;  // one head: its first 64 columns, and the rest where P is 80
     CUtensorMap d_x, d_x_rest;
-    CUtensorMap bc;                // 64 columns of B or of C
-    CUtensorMap d_states, states;  // [P] rows of 64 columns
+    CUtensorMap bc;        // 64 columns of B or of C
+    CUtensorMap d_states;  // P rows of 64 columns
+    CUtensorMap states;    // P rows of 32 columns of float32
 };
 
 // 64 columns of 128 tokens of B or C.
@@ -106,6 +107,20 @@ struct Channels {
         }
     }
 };
+
+// x . u by row: of rows g and g + 8, this lane's part.
+template <int kP>
+__device__ inline void dot(Channels<kP>& u, const uint32_t (&x)[kP / 16][4], float (&sums)[2]) {
+    sums[0] = sums[1] = 0;
+#pragma unroll
+    for (int k = 0; k < kP / 16; ++k)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const float* pair = u.columns(k) + 2 * i;
+            float& sum = sums[i % 2];
+            sum = fmaf(low_value(x[k][i]), pair[0], fmaf(high_value(x[k][i]), pair[1], sum));
+        }
+}
 
 // Keeps an operand's registers until here, where the products that read them have been waited for.
 template <int kRows>

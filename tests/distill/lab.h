@@ -10,6 +10,8 @@
 namespace minipuzzle::test {
 
 constexpr int64_t kSteps = 6;
+// Bytes in bf16 that hold what of the teacher must be on the device, and not all of its layers.
+constexpr int64_t kHalfOfTheTeacher = 9000;
 
 inline distill::TrainOptions tiny_options() {
     distill::TrainOptions options;
@@ -95,7 +97,7 @@ inline std::vector<float> values_of(const Tensor& tensor) {
 }
 
 std::vector<std::string> names_in(const std::filesystem::path& folder);
-// Two finished runs' folders: the same files with the same bytes, but for the log's timings.
+// Two finished runs' folders: the same files with the same bytes, but for the log's times and memory.
 void check_same_result(const std::filesystem::path& expected, const std::filesystem::path& found);
 
 }  // namespace minipuzzle::test

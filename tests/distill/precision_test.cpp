@@ -154,3 +154,13 @@ TEST_CASE("Ten skipped updates in a row stop the run with the tensor at fault, t
     CHECK(fs::exists(folder / "out" / ".state" / "step-10.safetensors"));
     CHECK(!fs::exists(folder / "out" / "config.json"));
 }
+
+TEST_CASE("A streamed teacher teaches the same bytes") {
+    const TempDir folder;
+    bf16_lab().run(folder / "resident");
+    Lab lab = bf16_lab();
+    lab.teacher_weight_memory = test::kHalfOfTheTeacher;
+    const TrainOutcome outcome = lab.run(folder / "streamed");
+    CHECK(outcome.memory_table.find("teacher weights") != std::string::npos);
+    check_same_result(folder / "resident", folder / "streamed");
+}

@@ -1,6 +1,7 @@
 #include "distill/trainer.h"
 
 #include <fmt/format.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -195,6 +196,42 @@ TEST_CASE("NaN stops the run with the step and the first tensor at fault") {
     CHECK(late.find(fmt::format("step {}: ", logged + 1)) != std::string::npos);
     CHECK(fs::exists(folder / "steep" / ".state" / fmt::format("step-{}.safetensors", logged)));
     CHECK(!fs::exists(folder / "steep" / "config.json"));
+}
+
+// Files of this process may not grow beyond that while it lives, as on a full disk.
+class FileSizeLimit {
+  public:
+    explicit FileSizeLimit(rlim_t bytes) : handler_(::signal(SIGXFSZ, SIG_IGN)) {
+        ::getrlimit(RLIMIT_FSIZE, &before_);
+        const rlimit limit{bytes, before_.rlim_max};
+        ::setrlimit(RLIMIT_FSIZE, &limit);
+    }
+    ~FileSizeLimit() {
+        ::setrlimit(RLIMIT_FSIZE, &before_);
+        ::signal(SIGXFSZ, handler_);
+    }
+
+  private:
+    rlimit before_{};
+    sighandler_t handler_;
+};
+
+TEST_CASE("A disk that is full when a state is saved costs no older state") {
+    const TempDir folder;
+    const fs::path out = folder / "out";
+    Lab().run(folder / "whole");
+    REQUIRE(Lab().run_until(out, 3));
+    Lab lab;
+    lab.options.resume = true;
+    std::string message;
+    {
+        const FileSizeLimit limit(8192);  // the log fits, the state does not
+        message = test::error_of(ErrorKind::other, [&] { lab.run(out); });
+    }
+    CHECK(message.find("step-4.safetensors") != std::string::npos);
+    CHECK(fs::exists(out / ".state" / "step-3.safetensors"));
+    lab.run(out);
+    check_same_result(folder / "whole", out);
 }
 
 TEST_CASE("A dry run plans and writes nothing") {

@@ -1,6 +1,7 @@
 // minipuzzle bench
 #include <fmt/format.h>
 
+#include "cli/bench_distill.h"
 #include "cli/bench_model.h"
 #include "cli/bench_ops.h"
 #include "cli/commands.h"
@@ -17,8 +18,32 @@ OptionTable BenchCommand::options() {
     table.count("prefill", prefill, "with a model: tokens of a sequence", 1);
     table.count("batch", batch, "with a model: sequences at once", 1);
     table.flag("sweep", sweep, "with a model: time a leave-one-out sweep, not one forward pass");
+    table.text(
+        "distill", "STUDENT", distill,
+        "with a model: time training steps of a student (an architecture's name or a config.json) that "
+        "learns from it, both with random weights if the model has them");
+    table.count("seq-len", seq_len, "with --distill: tokens a row", 1);
+    training.add_to(table);
     return table;
 }
+
+namespace {
+
+// What an option does nothing for is refused.
+void check_distill(const BenchCommand& command) {
+    const BenchCommand none;
+    const TrainingOptions &training = command.training, &untouched = none.training;
+    const bool given = command.seq_len != none.seq_len || training.moments != untouched.moments ||
+                       training.recompute != untouched.recompute || training.memory > 0 ||
+                       training.no_deterministic;
+    if (command.distill.empty() && given)
+        fail_usage(
+            "--seq-len, --moments, --recompute, --memory and --no-deterministic go with bench --distill");
+    if (!command.distill.empty() && (command.sweep || command.prefill != none.prefill))
+        fail_usage("bench --distill times training steps: no --sweep, and --seq-len instead of --prefill");
+}
+
+}  // namespace
 
 CommandResult BenchCommand::run(const Context& context) {
     const bool a_model = !model.empty() || !weights.arch.empty();
@@ -26,11 +51,13 @@ CommandResult BenchCommand::run(const Context& context) {
     if (what.empty() && !a_model)
         fail_usage("bench needs to know what to measure: minipuzzle bench ops, or a model");
     if (what.empty() && !match.empty()) fail_usage("--match goes with bench ops");
+    check_distill(*this);
+    if (what.empty() && !distill.empty()) return bench_distill(context, *this);
     if (what.empty()) return bench_model(context, *this);
-    if (a_model || weights.random_weights || weights.weight_memory > 0 || sweep)
+    if (a_model || !distill.empty() || weights.random_weights || weights.weight_memory > 0 || sweep)
         fail_usage(
             "bench ops has shapes of its own: no --model, --arch, --random-weights, --weight-memory, "
-            "--sweep");
+            "--sweep, --distill");
     return bench_ops(context, match);
 }
 

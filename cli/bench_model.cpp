@@ -3,8 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
 
+#include "cli/bench/timing.h"
 #include "cli/opened_model.h"
 #include "cli/table.h"
 #include "cli/units.h"
@@ -36,26 +36,6 @@ struct Row {
     double loss = 0;
 };
 
-// The median of passes after a first one: of at least three, of more while they are short, of one that is
-// long.
-double median_ms(const std::function<void()>& pass) {
-    using Clock = std::chrono::steady_clock;
-    constexpr double kEnough = 2000, kLong = 5000;  // ms
-    constexpr std::size_t kLeast = 3, kMost = 15;
-    pass();
-    std::vector<double> times;
-    double total = 0;
-    while (total < kLong && (times.size() < kLeast || (times.size() < kMost && total < kEnough))) {
-        const auto start = Clock::now();
-        pass();
-        times.push_back(std::chrono::duration<double, std::milli>(Clock::now() - start).count());
-        total += times.back();
-    }
-    std::nth_element(times.begin(), times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2),
-                     times.end());
-    return times[times.size() / 2];
-}
-
 class Passes {
   public:
     Passes(Backend& backend, const OpenedModel& model, const BenchCommand& command, uint64_t seed)
@@ -69,7 +49,7 @@ class Passes {
     Row measure(const std::string& how) {
         SweepResult result;
         Row row{.weights = how};
-        row.ms = median_ms([&] { result = sweep_.run(batch_); });
+        row.ms = bench::median_ms([&] { result = sweep_.run(batch_); });
         row.tflops = 2 * result.multiply_adds / row.ms * 1e-9;
         row.loss = mean(result.base.loss, result.tokens);
         row.arena_bytes = sweep_.memory_bytes();

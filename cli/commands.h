@@ -128,9 +128,10 @@ struct EvalCommand : Command {
 };
 
 struct BenchCommand : Command {
-    std::string what, match, model;
+    std::string what, match, model, distill;
     WeightOptions weights;
-    int64_t prefill = 8192, batch = 1;
+    int64_t prefill = 8192, batch = 1, seq_len = 8192;
+    TrainingOptions training;
     bool sweep = false;
 
     const char* name() const override { return "bench"; }

@@ -85,6 +85,16 @@ StudentHome from_folder(const fs::path& folder, const Checkpoint* teacher) {
     return home;
 }
 
+// What a plan would cut, without a folder: for a dry run.
+StudentHome from_plan(const StudentPlan& plan, const Checkpoint& teacher) {
+    StudentHome home;
+    home.data_folder = teacher.folder();
+    home.config = teacher.config();
+    home.student.architecture = student_architecture(teacher.architecture(), plan);
+    home.student.teacher_layers = plan.kept(teacher.architecture());
+    return home;
+}
+
 StudentHome from_config(const fs::path& init, uint64_t seed) {
     const fs::path file = fs::is_directory(init) ? init / "config.json" : init;
     StudentHome home;
@@ -100,6 +110,22 @@ StudentHome from_config(const fs::path& init, uint64_t seed) {
         if (fs::exists(home.data_folder / name)) home.student.other_files.push_back(home.data_folder / name);
     home.student.origin = fmt::format("random, seed {}", seed);
     return home;
+}
+
+// The student; of a plan it is cut first, into `cut`, unless nothing is to be written. Everything that may be
+// wrong with the input is looked at before that folder is made, the `corpus` among it.
+StudentHome open_student(const DistillCommand& command, const Context& context, const Checkpoint* teacher,
+                         const fs::path& cut, std::optional<Corpus>& corpus) {
+    if (!command.init.empty()) return from_config(command.init, context.seed());
+    if (command.plan.empty()) return from_folder(command.student, teacher);
+    const ChosenPlan chosen = choose_plan(command.plan, "", "");
+    check_plan(chosen.plan, teacher->architecture(), command.plan);
+    corpus.emplace(
+        DataReader(teacher->folder(), teacher->architecture(), teacher->config()).for_training(command.data));
+    if (command.dry_run) return from_plan(chosen.plan, *teacher);
+    claim_folder(command.out);
+    write_student(*teacher, chosen, context.command_line, cut);
+    return from_folder(cut, teacher);
 }
 
 // What a whole run takes at least: its useful FLOPs at the rate of one large product.
@@ -196,18 +222,8 @@ CommandResult DistillCommand::run(const Context& context) {
 
     const fs::path cut = fs::path(out) / kCutStudent;
     std::optional<Corpus> corpus;
-    if (!plan.empty()) {  // everything that may be wrong with the input is looked at before the folder is
-                          // made
-        const ChosenPlan chosen = choose_plan(plan, "", "");
-        check_plan(chosen.plan, teacher_checkpoint->architecture(), plan);
-        corpus.emplace(DataReader(teacher, teacher_checkpoint->architecture(), teacher_checkpoint->config())
-                           .for_training(data));
-        claim_folder(out);
-        write_student(*teacher_checkpoint, chosen, context.command_line, cut);
-    }
-    StudentHome home = !init.empty() ? from_config(init, context.seed())
-                                     : from_folder(plan.empty() ? fs::path(student) : cut,
-                                                   teacher_checkpoint ? &*teacher_checkpoint : nullptr);
+    StudentHome home =
+        open_student(*this, context, teacher_checkpoint ? &*teacher_checkpoint : nullptr, cut, corpus);
     home.settle();
     if (!corpus)
         corpus.emplace(
@@ -234,7 +250,7 @@ CommandResult DistillCommand::run(const Context& context) {
                                                           .inputs = model_folders(*this)},
                                                          options);
     context.console.detail(outcome.memory_table);
-    if (!plan.empty()) fs::remove_all(cut);
+    if (!plan.empty() && !dry_run) fs::remove_all(cut);
     return result_of(outcome, *this, options.product_rate);
 }
 

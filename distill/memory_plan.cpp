@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <limits>
 
 namespace minipuzzle::distill {
 namespace {
@@ -128,6 +129,14 @@ MemoryPlan choose_recompute(const Backend& backend, MemoryQuestion& question, st
         return with(split(layers, enough, less, more));
     }
     fail_too_small(question, plan, true, limit);
+}
+
+int64_t memory_limit(const Backend& backend, int64_t asked) {
+    constexpr int64_t kRest = int64_t{1} << 30;
+    if (asked > 0) return asked;
+    const int64_t available = backend.available();
+    if (available == std::numeric_limits<int64_t>::max()) return available;
+    return available - std::min(kRest, available / 8);
 }
 
 }  // namespace minipuzzle::distill

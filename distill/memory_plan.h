@@ -41,4 +41,8 @@ MemoryPlan measure_step(const Backend& backend, const MemoryQuestion& question);
 MemoryPlan choose_recompute(const Backend& backend, MemoryQuestion& question, std::optional<Recompute> asked,
                             int64_t limit);
 
+// The most bytes a run may take of the device: `asked` or, where that is 0, what there is but for a rest that
+// driver and libraries take for themselves.
+int64_t memory_limit(const Backend& backend, int64_t asked);
+
 }  // namespace minipuzzle::distill

@@ -50,9 +50,11 @@ Optimizer::Optimizer(Backend& backend, const Architecture& architecture, Weights
     }
 }
 
-void Optimizer::fill_masters(const ParameterSource& source) {
-    for (const TrainedParameter& parameter : parameters_)
+void Optimizer::fill(const ParameterSource& source) {
+    for (const TrainedParameter& parameter : parameters_) {
+        source.fill(backend_, parameter.info, parameter.parameter);
         if (parameter.master) source.fill(backend_, parameter.info, parameter.master);
+    }
 }
 
 void Optimizer::measure_norms(const Tensor& squares) {

@@ -33,8 +33,8 @@ class Optimizer {
     Optimizer(const Optimizer&) = delete;
     Optimizer& operator=(const Optimizer&) = delete;
 
-    // Gives the masters the source's values, unrounded; `parameters` hold them already.
-    void fill_masters(const ParameterSource& source);
+    // Gives parameters and masters the source's values, the masters unrounded.
+    void fill(const ParameterSource& source);
 
     Weights& gradients() { return gradients_.weights(); }
     const std::vector<TrainedParameter>& parameters() const { return parameters_; }

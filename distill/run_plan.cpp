@@ -2,9 +2,7 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "distill/step_cost.h"
 
@@ -60,14 +58,6 @@ Json model_json(const Architecture& architecture, const std::string& origin) {
     return {{"arch_hash", arch_hash(architecture)}, {"origin", origin}};
 }
 
-int64_t memory_limit(const Backend& backend, const TrainOptions& options) {
-    constexpr int64_t kRest = int64_t{1} << 30;
-    if (options.memory > 0) return options.memory;
-    const int64_t available = backend.available();
-    return available == std::numeric_limits<int64_t>::max() ? available
-                                                            : available - std::min(kRest, available / 8);
-}
-
 }  // namespace
 
 RunPlan plan_run(const TrainJob& job, const TrainOptions& options) {
@@ -107,7 +97,7 @@ MemoryPlan settle_memory(const Backend& backend, const TrainJob& job, const Trai
                             .optimizer = plan.optimizer,
                             .teacher_weight_memory = job.teacher.weight_memory};
     MemoryPlan memory =
-        choose_recompute(backend, question, options.recompute, memory_limit(backend, options));
+        choose_recompute(backend, question, options.recompute, memory_limit(backend, options.memory));
     plan.shape.recompute = question.shape.recompute;
     return memory;
 }

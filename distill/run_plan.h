@@ -22,8 +22,7 @@ struct RunPlan {
 // Errors as train() lists them.
 RunPlan plan_run(const TrainJob& job, const TrainOptions& options);
 
-// Settles what the backward computes once more (choose_recompute) within options.memory or, where that is 0,
-// what the device has to give but for a rest that driver and libraries take for themselves.
+// Settles what the backward computes once more (choose_recompute) within memory_limit().
 MemoryPlan settle_memory(const Backend& backend, const TrainJob& job, const TrainOptions& options,
                          RunPlan& plan);
 

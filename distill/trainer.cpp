@@ -56,7 +56,7 @@ std::optional<RunState> open_out_folder(const TrainJob& job, const TrainOptions&
 class Trainer {
   public:
     Trainer(Backend& backend, const TrainJob& job, const TrainOptions& options, const RunPlan& plan,
-            const MemoryPlan& memory)
+            const MemoryPlan& memory, const PackedRows& rows)
         : backend_(backend),
           job_(job),
           options_(options),
@@ -64,7 +64,7 @@ class Trainer {
           memory_(memory),
           weights_(backend, job.student.architecture, false),
           arena_(DeviceArena::sized(backend, memory.activations)),
-          rows_(job.corpus, options.seq_len, options.seed, options.isolate),
+          rows_(rows),
           snapshots_(state_path(job.out)) {
         backend.reserve_scratch(memory.scratch);
         if (plan.teacher) teacher_.emplace(backend, *plan.teacher, job.teacher);
@@ -102,9 +102,7 @@ class Trainer {
             log_.emplace(log_path(job_.out), RunHeader{.provenance = job_.provenance,
                                                        .device = backend_.name(),
                                                        .options = options_json(options_, plan_)});
-            for (const TrainedParameter& parameter : parameters())
-                job_.student.source->fill(backend_, parameter.info, parameter.parameter);
-            step_->optimizer().fill_masters(*job_.student.source);
+            step_->optimizer().fill(*job_.student.source);
             return;
         }
         snapshots_.load(backend_, *saved, parameters());
@@ -212,7 +210,7 @@ class Trainer {
     WeightMemory weights_;
     DeviceArena arena_;
     std::optional<TeacherWeights> teacher_;
-    PackedRows rows_;  // outlives the feed, which reads from it on its thread
+    const PackedRows& rows_;  // read by the feed on its thread
     std::optional<WholeStep> step_;
     SnapshotFolder snapshots_;
     std::optional<RunLogWriter> log_;
@@ -222,9 +220,9 @@ class Trainer {
 
 // Everything is allocated by the constructor: only there can the device turn out to be too small.
 std::unique_ptr<Trainer> make_trainer(Backend& backend, const TrainJob& job, const TrainOptions& options,
-                                      const RunPlan& plan, const MemoryPlan& memory) {
+                                      const RunPlan& plan, const MemoryPlan& memory, const PackedRows& rows) {
     try {
-        return std::make_unique<Trainer>(backend, job, options, plan, memory);
+        return std::make_unique<Trainer>(backend, job, options, plan, memory, rows);
     } catch (const Error& error) {
         if (error.kind() != ErrorKind::out_of_memory) throw;
         throw Error(ErrorKind::out_of_memory,
@@ -237,6 +235,7 @@ std::unique_ptr<Trainer> make_trainer(Backend& backend, const TrainJob& job, con
 
 TrainOutcome train(Backend& backend, const TrainJob& job, const TrainOptions& options) {
     RunPlan plan = plan_run(job, options);
+    const PackedRows rows(job.corpus, options.seq_len, options.seed, options.isolate);
     const MemoryPlan memory = settle_memory(backend, job, options, plan);
     TrainOutcome outcome{.steps = plan.steps,
                          .tokens = plan.steps * plan.step_tokens,
@@ -250,7 +249,7 @@ TrainOutcome train(Backend& backend, const TrainJob& job, const TrainOptions& op
     if (saved && saved->finished)
         SnapshotFolder(state_path(job.out)).finish(*saved);  // a kill may have left its tensors
     else
-        make_trainer(backend, job, options, plan, memory)->run(saved);
+        make_trainer(backend, job, options, plan, memory, rows)->run(saved);
     const RunLog log = read_run_log(log_path(job.out));
     outcome.first_loss = log.steps.front().loss;
     outcome.last_loss = log.steps.back().loss;

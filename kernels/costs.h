@@ -153,6 +153,15 @@ inline Cost cost(const AttentionForward& args) {
             .flops = 2 * batch * columns * length * (length + 1)};
 }
 
+// The causal half of five products: scores and probabilities' gradients formed again, and three gradients.
+inline Cost cost(const AttentionBackward& args) {
+    const auto batch = static_cast<double>(args.q.size(0)), length = static_cast<double>(args.q.size(1));
+    const auto columns = static_cast<double>(args.heads * args.head_dim);
+    return {.bytes = costs::bytes_of_all(args.q, args.k, args.v, args.document, args.out, args.lse,
+                                         args.d_out, args.d_q, args.d_k, args.d_v),
+            .flops = 5 * batch * columns * length * (length + 1)};
+}
+
 // One product a model. Logits need not be stored, so they are no bytes; a tensor that models share is read
 // once by each.
 inline Cost cost(const CompareLogits& args) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "kernels/ops.h"
@@ -87,6 +88,15 @@ class Checker {
         if (tensor.rank == 4) floating(name, tensor, {e[0], e[1], e[2], e[3]});
     }
 
+    // On the device of the operation's first tensor.
+    void same_device(const char* name, const Tensor& tensor) {
+        if (!seen_device_) {
+            seen_device_ = true;
+            device_ = tensor.device;
+        }
+        require(tensor.device == device_, [&] { return fmt::format("{} lies on another device", name); });
+    }
+
   private:
     [[noreturn]] void fail(const std::string& expected) const {
         throw InternalError(fmt::format("internal error: {}: {}", operation_, expected));
@@ -100,11 +110,7 @@ class Checker {
             return fmt::format("{} is {}, expected {}", name, describe(tensor),
                                std::vector<int64_t>(extents));
         });
-        if (!seen_device_) {
-            seen_device_ = true;
-            device_ = tensor.device;
-        }
-        require(tensor.device == device_, [&] { return fmt::format("{} lies on another device", name); });
+        same_device(name, tensor);
     }
 
     const char* operation_;
@@ -457,10 +463,14 @@ void validate(const RandomNormal& args) {
 
 namespace {
 
-// float32, or double beside double.
-void check_precise_type(const Checker& check, const char* name, const Tensor& tensor) {
-    check.require(tensor && (tensor.dtype == DType::f32 || tensor.dtype == DType::f64),
-                  [&] { return fmt::format("{} is {}, expected F32 or F64", name, describe(tensor)); });
+// float32 or double, as the first one.
+void check_gradient(Checker& check, const Tensor& gradient, const Tensor& first) {
+    check.require(gradient && (gradient.dtype == DType::f32 || gradient.dtype == DType::f64),
+                  [&] { return fmt::format("a gradient is {}, expected F32 or F64", describe(gradient)); });
+    check.require(gradient.dtype == first.dtype, [&] {
+        return fmt::format("gradients are {} and {}, expected one type", describe(first), describe(gradient));
+    });
+    check.same_device("a gradient", gradient);
 }
 
 void check_squares(Checker& check, const Tensor& squares, std::size_t tensors) {
@@ -468,43 +478,57 @@ void check_squares(Checker& check, const Tensor& squares, std::size_t tensors) {
         squares && squares.dtype == DType::f64 && squares.rank == 1 &&
             squares.elements() == static_cast<int64_t>(tensors),
         [&] { return fmt::format("squares is {}, expected F64 [{}]", describe(squares), tensors); });
+    check.same_device("squares", squares);
+}
+
+// One tensor under training, beside its gradient.
+void check_trained(Checker& check, const TrainedTensor& t) {
+    const bool own_master = !t.master;
+    check.require(own_master ? t.parameter.dtype == t.gradient.dtype : t.master.dtype == t.gradient.dtype,
+                  [&] {
+                      return fmt::format("{} is {}, expected the type of the gradient",
+                                         own_master ? "parameter without a master" : "master",
+                                         describe(own_master ? t.parameter : t.master));
+                  });
+    check.require(t.parameter.dtype == t.gradient.dtype || t.parameter.dtype == DType::bf16, [&] {
+        return fmt::format("parameter is {}, expected BF16 or the gradient's type", describe(t.parameter));
+    });
+    check.require(t.moment1.dtype == t.moment2.dtype &&
+                      (t.moment1.dtype == t.gradient.dtype || t.moment1.dtype == DType::bf16),
+                  [&] {
+                      return fmt::format("moments are {} and {}, expected both BF16 or the gradient's type",
+                                         describe(t.moment1), describe(t.moment2));
+                  });
+    const std::pair<const char*, const Tensor&> beside[] = {
+        {"parameter", t.parameter}, {"moment1", t.moment1}, {"moment2", t.moment2}, {"master", t.master}};
+    for (const auto& [name, tensor] : beside) {
+        if (own_master && &tensor == &t.master) continue;
+        check.require(tensor.same_shape(t.gradient), [&] {
+            return fmt::format("{} is {} beside a gradient {}", name, describe(tensor), describe(t.gradient));
+        });
+        check.same_device(name, tensor);
+    }
 }
 
 }  // namespace
 
 void validate(const GradientNorms& args) {
     Checker check("GradientNorms");
-    for (const Tensor& gradient : args.gradients) check_precise_type(check, "gradient", gradient);
+    for (const Tensor& gradient : args.gradients) check_gradient(check, gradient, args.gradients[0]);
     check_squares(check, args.squares, args.gradients.size());
 }
 
 void validate(const AdamW& args) {
     Checker check("AdamW");
     for (const TrainedTensor& t : args.tensors) {
-        check_precise_type(check, "gradient", t.gradient);
-        const bool own_master = !t.master;
-        check.require(own_master ? t.parameter.dtype == t.gradient.dtype : t.master.dtype == t.gradient.dtype,
-                      [&] {
-                          return fmt::format("{} is {}, expected the type of the gradient",
-                                             own_master ? "parameter without a master" : "master",
-                                             describe(own_master ? t.parameter : t.master));
-                      });
-        check.require(t.moment1.dtype == t.moment2.dtype &&
-                          (t.moment1.dtype == t.gradient.dtype || t.moment1.dtype == DType::bf16),
-                      [&] {
-                          return fmt::format(
-                              "moments are {} and {}, expected both BF16 or the gradient's type",
-                              describe(t.moment1), describe(t.moment2));
-                      });
-        for (const Tensor* tensor : {&t.parameter, &t.moment1, &t.moment2})
-            check.require(tensor->same_shape(t.gradient), [&] {
-                return fmt::format("{} beside a gradient {}", describe(*tensor), describe(t.gradient));
-            });
-        check.require(own_master || t.master.same_shape(t.gradient), [&] {
-            return fmt::format("master {} beside a gradient {}", describe(t.master), describe(t.gradient));
-        });
+        check_gradient(check, t.gradient, args.tensors[0].gradient);
+        check_trained(check, t);
     }
     check_squares(check, args.squares, args.tensors.size());
+    for (const double beta : {args.beta1, args.beta2})
+        check.require(beta >= 0 && beta < 1,
+                      [&] { return fmt::format("beta is {}, expected 0 <= beta < 1", beta); });
+    check.require(args.eps >= 0, [&] { return fmt::format("eps is {}, expected >= 0", args.eps); });
     check.require(args.clip >= 0, [&] { return fmt::format("clip is {}, expected >= 0", args.clip); });
     check.require(args.step >= 1, [&] { return fmt::format("step is {}, expected 1 or more", args.step); });
 }

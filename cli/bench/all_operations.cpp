@@ -51,6 +51,8 @@ Operations gpu_operations() {
     add_ssd_backward(list, large, one);
     add_ssd_backward(list, small, four);
     add_attention(list, small, one);
+    for (const bool deterministic : {true, false}) add_attention_backward(list, small, one, deterministic);
+    add_attention_backward(list, large, one, true);
     for (const ModelSizes& model : {small, large}) {
         add_rms_norm(list, model, four);
         add_conv(list, model, four);
@@ -84,6 +86,7 @@ Operations cpu_operations() {
     add_ssd(list, model, batch);
     add_ssd_backward(list, model, batch);
     add_attention(list, model, batch);
+    add_attention_backward(list, model, batch, true);
     add_rms_norm(list, model, batch);
     add_conv(list, model, batch);
     add_gated_norm(list, model, batch);

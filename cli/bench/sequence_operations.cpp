@@ -163,6 +163,45 @@ Check check_attention(Twin& twin, const AttentionForward& args) {
         args.out, tokens, {q_columns}, out, Rounding::inside);
 }
 
+// The last kv head, with its query heads, over the whole of the last sequence: d_q of the last of them, d_k
+// and d_v; the worst counts.
+Check check_attention_backward(Twin& twin, const AttentionBackward& args) {
+    const int64_t length = args.q.size(1), dim = args.head_dim, group = args.heads / args.kv_heads;
+    const Range tokens{(args.q.size(0) - 1) * length, length};
+    const Range q_columns{(args.heads - group) * dim, group * dim},
+        kv_columns{(args.kv_heads - 1) * dim, dim};
+    const auto of_queries = [&](const Tensor& t) {
+        return twin.part(t, tokens, {q_columns}, {1, length, group * dim});
+    };
+    const auto of_keys = [&](const Tensor& t) {
+        return twin.part(t, tokens, {kv_columns}, {1, length, dim});
+    };
+    const int64_t rows = args.lse.elements() / length;
+    const Tensor d_q = twin.empty({1, length, group * dim}), d_k = twin.empty({1, length, dim}),
+                 d_v = twin.empty({1, length, dim});
+    twin.backend().run(AttentionBackward{
+        .heads = group,
+        .kv_heads = 1,
+        .head_dim = dim,
+        .q = of_queries(args.q),
+        .k = of_keys(args.k),
+        .v = of_keys(args.v),
+        .out = of_queries(args.out),
+        .lse = twin.part(args.lse, {rows - group, group}, {{0, length}}, {1, group, length}),
+        .d_out = of_queries(args.d_out),
+        .d_q = d_q,
+        .d_k = d_k,
+        .d_v = d_v});
+    const std::string part = fmt::format("heads {}..{}, rows {}..{}", args.heads - group, args.heads - 1,
+                                         tokens.begin, tokens.begin + length - 1);
+    Check worst = twin.compare(part + ", d_q", args.d_q, tokens, {q_columns}, d_q, Rounding::inside);
+    for (const Check& check :
+         {twin.compare(part + ", d_k", args.d_k, tokens, {kv_columns}, d_k, Rounding::inside),
+          twin.compare(part + ", d_v", args.d_v, tokens, {kv_columns}, d_v, Rounding::inside)})
+        if (!(check.error <= worst.error)) worst = check;
+    return worst;
+}
+
 // A model's own ranges: softplus(dt_bias) log-uniform in [0.001, 0.1], A in [-16, -1].
 struct ScanParameters {
     std::vector<double> dt_bias, a_log, d;
@@ -268,6 +307,35 @@ void add_attention(Operations& list, const ModelSizes& model, Batch batch) {
                                     .out = memory.empty({batch.sequences, batch.length, q})};
         },
         check_attention);
+}
+
+void add_attention_backward(Operations& list, const ModelSizes& model, Batch batch, bool deterministic) {
+    add<AttentionBackward>(
+        list, "attention_backward",
+        describe(model.name, batch) + (deterministic ? "" : ", sums in any order"),
+        [=](Memory& memory) {
+            const int64_t q = model.heads * model.head_dim, kv = model.kv_heads * model.head_dim;
+            // What it is for scores of deviation 1: their exponentials have the mean exp(1/2).
+            std::vector<double> lse;
+            for (int64_t row = 0; row < batch.sequences * model.heads; ++row)
+                for (int64_t t = 0; t < batch.length; ++t)
+                    lse.push_back(std::log(static_cast<double>(t + 1)) + 0.5);
+            return AttentionBackward{
+                .heads = model.heads,
+                .kv_heads = model.kv_heads,
+                .head_dim = model.head_dim,
+                .deterministic = deterministic,
+                .q = memory.normal({batch.sequences, batch.length, q}),
+                .k = memory.normal({batch.sequences, batch.length, kv}),
+                .v = memory.normal({batch.sequences, batch.length, kv}),
+                .out = memory.normal({batch.sequences, batch.length, q}, 0.1),
+                .lse = memory.precise(lse).view({batch.sequences, model.heads, batch.length}),
+                .d_out = memory.normal({batch.sequences, batch.length, q}),
+                .d_q = memory.empty({batch.sequences, batch.length, q}),
+                .d_k = memory.empty({batch.sequences, batch.length, kv}),
+                .d_v = memory.empty({batch.sequences, batch.length, kv})};
+        },
+        check_attention_backward);
 }
 
 }  // namespace minipuzzle::cli::bench

@@ -47,6 +47,7 @@ void add_gated_norm(Operations& list, const ModelSizes& model, Batch batch);
 void add_conv_backward(Operations& list, const ModelSizes& model, Batch batch);
 void add_gated_norm_backward(Operations& list, const ModelSizes& model, Batch batch);
 void add_attention(Operations& list, const ModelSizes& model, Batch batch);
+void add_attention_backward(Operations& list, const ModelSizes& model, Batch batch, bool deterministic);
 void add_embedding_backward(Operations& list, const ModelSizes& model, Batch batch);
 void add_rms_norm_backward(Operations& list, const ModelSizes& model, Batch batch);
 void add_squared_relu_backward(Operations& list, const ModelSizes& model, Batch batch);

@@ -7,7 +7,8 @@
 
 #include <cmath>
 
-#include "kernels/cuda/attention_backward_hopper.cuh"
+#include "kernels/cuda/attention_backward_keys.cuh"
+#include "kernels/cuda/attention_backward_queries.cuh"
 #include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/tensor_map.h"
 

@@ -38,8 +38,8 @@ struct GradientParams {
     const int32_t* document;      // null: none
     uint16_t *d_q, *d_k, *d_v;
     int64_t batch;
-    int time, heads, kv_heads;
-    int row_blocks;  // of one head: keys, or queries
+    int time, heads, kv_heads, group;  // group: query heads of a kv head
+    int row_blocks;                    // of one head: keys, or queries
     HeadFormat format;
     float scale, scale_log2;  // 1 / sqrt(head_dim), and times log2(e)
 
@@ -59,34 +59,47 @@ struct GradientParams {
 
 // ---- delta
 
-// One (token, head) per `lanes` (a power of two) neighbouring lanes.
+// (token, head) pairs that a thread works on, all their loads under way at once.
+constexpr int kPairs = 4;
+
+// A head's row of one token per `lanes` (a power of two) neighbouring lanes, eight columns each.
 __global__ void __launch_bounds__(kThreads) statistics_kernel(const GradientParams p, int lanes) {
-    const int64_t row = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / lanes;
-    const int lane = threadIdx.x % lanes, dim = p.format.head_dim;
-    const bool inside = row < p.batch * p.time * p.heads;
-    float sum = 0;
-    if (inside) {
-        const uint16_t *out = p.out + row * dim, *d_out = p.d_out + row * dim;
-        for (int i = lane * 8; i < dim; i += lanes * 8) {
-            const int count = min(dim - i, 8);
-            const uint4 a =
-                p.format.aligned ? *reinterpret_cast<const uint4*>(out + i) : gather_16(out + i, count);
-            const uint4 b =
-                p.format.aligned ? *reinterpret_cast<const uint4*>(d_out + i) : gather_16(d_out + i, count);
-            const uint32_t left[4] = {a.x, a.y, a.z, a.w}, right[4] = {b.x, b.y, b.z, b.w};
+    const int64_t all_rows = p.batch * p.time * p.heads;
+    const int step = kThreads / lanes;  // rows that the block takes at once
+    const int64_t first_row = static_cast<int64_t>(blockIdx.x) * step * kPairs + threadIdx.x / lanes;
+    const int lane = threadIdx.x % lanes, dim = p.format.head_dim, count = dim - lane * 8;
+    uint4 out[kPairs], d_out[kPairs];
 #pragma unroll
-            for (int pair = 0; pair < 4; ++pair) {
-                sum = fmaf(low_value(left[pair]), low_value(right[pair]), sum);
-                sum = fmaf(high_value(left[pair]), high_value(right[pair]), sum);
-            }
+    for (int i = 0; i < kPairs; ++i) {
+        const int64_t row = first_row + i * step, at = row * dim + lane * 8;
+        const bool inside = row < all_rows && count > 0;
+        out[i] = d_out[i] = make_uint4(0, 0, 0, 0);
+        if (inside && p.format.aligned) {
+            out[i] = *reinterpret_cast<const uint4*>(p.out + at);
+            d_out[i] = *reinterpret_cast<const uint4*>(p.d_out + at);
+        } else if (inside) {
+            out[i] = gather_16(p.out + at, count);
+            d_out[i] = gather_16(p.d_out + at, count);
         }
     }
-    for (int distance = lanes / 2; distance > 0; distance /= 2)
-        sum += __shfl_xor_sync(kAllLanes, sum, distance);
-    if (!inside || lane != 0) return;
-    const int64_t token = row / p.heads, sequence = token / p.time;
-    const int64_t at = (sequence * p.heads + row % p.heads) * p.time + token % p.time;
-    p.statistics[at] = {p.lse[at] * kLog2E, sum};
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+        const uint32_t left[4] = {out[i].x, out[i].y, out[i].z, out[i].w};
+        const uint32_t right[4] = {d_out[i].x, d_out[i].y, d_out[i].z, d_out[i].w};
+        float sum = 0;
+#pragma unroll
+        for (int pair = 0; pair < 4; ++pair) {
+            sum = fmaf(low_value(left[pair]), low_value(right[pair]), sum);
+            sum = fmaf(high_value(left[pair]), high_value(right[pair]), sum);
+        }
+        for (int distance = lanes / 2; distance > 0; distance /= 2)
+            sum += __shfl_xor_sync(kAllLanes, sum, distance);
+        const int64_t row = first_row + i * step;
+        if (row >= all_rows || lane != 0) continue;
+        const int64_t token = row / p.heads, sequence = token / p.time;
+        const int64_t at = (sequence * p.heads + row % p.heads) * p.time + token % p.time;
+        p.statistics[at] = {p.lse[at] * kLog2E, sum};
+    }
 }
 
 // ---- d_k and d_v
@@ -108,7 +121,8 @@ struct KeyShape {
     static constexpr int kStages = 2 * kRows * kPitch;
     static constexpr int kStatistics = kStages + 4 * kTileBytes;
     static constexpr int kLastQueries = kStatistics + 2 * kStatisticsBytes;
-    static constexpr int kSharedBytes = kLastQueries + 4 * kRows;
+    static constexpr int kWalk = kLastQueries + 4 * kRows;  // a KeyWalk
+    static constexpr int kSharedBytes = kWalk + 32;
     // Slices begin at multiples of the span of the rows' permutation (64 columns, or 32).
     static_assert(kSlices == 1 || kColumns % 64 == 0);
 };
@@ -133,28 +147,6 @@ __device__ __forceinline__ void differentiate_columns(float (&scores)[kTiles][kE
                 d_scores[tile][n][e] = p * (d_scores[tile][n][e] - delta[e % 2]);
             }
     }
-}
-
-// -inf where the query of a column may not see the key of a row: earlier than it, or of a later document.
-template <int kTiles, int kEighths>
-__device__ __forceinline__ void mask_queries(float (&scores)[kTiles][kEighths][4], const int* last_queries,
-                                             int warp_key, int first_query) {
-    const int lane = threadIdx.x % kWarp;
-    const int origin = first_query + lane % 4 * 2;  // queries are counted from this lane's first column
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile)
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int row = tile * 16 + lane / 4 + half * 8;
-            const int first = warp_key + row - origin, last = last_queries[row] - origin;
-#pragma unroll
-            for (int n = 0; n < kEighths; ++n)
-#pragma unroll
-                for (int e = 0; e < 2; ++e) {
-                    const int query = n * 8 + e;
-                    if (query < first || query > last) scores[tile][n][2 * half + e] = -INFINITY;
-                }
-        }
 }
 
 // A warp's gradients, times `scale`, rounded into its own rows in shared memory, from column `first_piece` *
@@ -182,11 +174,20 @@ __device__ __forceinline__ void copy_async_8(uint32_t to, const void* from, bool
     asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
 
-// The queries of one step: q, d_out and statistics into a stage, as one group of copies.
+// Where things of the block's first query head, and its keys, lie, and the query blocks of each head: read
+// anew at each use, so that no register holds it through the loop.
+struct KeyWalk {
+    int64_t queries, statistics, keys;
+    int first_block, last_block;
+};
+
+// The queries of one step, of head `head` of the group: q, d_out and statistics into a stage, as one group of
+// copies.
 template <class Shape>
 __device__ __forceinline__ void load_queries(const GradientParams& p, uint32_t base, int stage,
-                                             int64_t sequence, int head, int first_query) {
-    const int64_t pitch = p.q_pitch(), offset = p.q_offset(sequence, head) + first_query * pitch;
+                                             const KeyWalk& walk, int head, int first_query) {
+    const int64_t pitch = p.q_pitch();
+    const int64_t offset = walk.queries + head * p.format.head_dim + first_query * pitch;
     const int inside = p.time - first_query;
     const uint32_t tiles = base + Shape::kStages + stage * 2 * Shape::kTileBytes;
     load_rows<Shape::kDim, Shape::kQueries, kThreads>(tiles, p.q + offset, pitch, inside, p.format);
@@ -194,8 +195,10 @@ __device__ __forceinline__ void load_queries(const GradientParams& p, uint32_t b
                                                       inside, p.format);
     const int query = threadIdx.x;
     if (query < Shape::kQueries)
-        copy_async_8(base + Shape::kStatistics + stage * Shape::kStatisticsBytes + query * 8,
-                     p.statistics_of(sequence, head) + first_query + query, query < inside);
+        copy_async_8(
+            base + Shape::kStatistics + stage * Shape::kStatisticsBytes + query * 8,
+            p.statistics + walk.statistics + static_cast<int64_t>(head) * p.time + first_query + query,
+            query < inside);
     commit_copies();
 }
 
@@ -210,7 +213,6 @@ __global__ void __launch_bounds__(kThreads, Shape::kBlocks) key_gradients_kernel
     const int place = blockIdx.x / p.kv_heads / Shape::kSlices;
     const int first_key = place % p.row_blocks * Shape::kRows;
     const int64_t sequence = place / p.row_blocks;
-    const int group = p.heads / p.kv_heads;
     const int32_t* document = p.document ? p.document + sequence * p.time : nullptr;
     const uint32_t base = shared_address(shared);
 
@@ -218,11 +220,14 @@ __global__ void __launch_bounds__(kThreads, Shape::kBlocks) key_gradients_kernel
     load_rows<kDim, Shape::kRows, kThreads>(base, p.k + kv_offset, kv_pitch, p.time - first_key, p.format);
     load_rows<kDim, Shape::kRows, kThreads>(base + Shape::kRows * Shape::kPitch, p.v + kv_offset, kv_pitch,
                                             p.time - first_key, p.format);
-    const int first_block = first_key / Shape::kQueries;
-    load_queries<Shape>(p, base, 0, sequence, kv_head * group, first_block * Shape::kQueries);
+    KeyWalk own{p.q_offset(sequence, kv_head * p.group), (sequence * p.heads + kv_head * p.group) * p.time,
+                kv_offset, first_key / Shape::kQueries, 0};
+    load_queries<Shape>(p, base, 0, own, 0, own.first_block * Shape::kQueries);
     const int last_key = min(first_key + Shape::kRows, p.time) - 1;
     const int last_query = document ? last_of_document(document, last_key, p.time) : p.time - 1;
-    const int last_block = last_query / Shape::kQueries;
+    own.last_block = last_query / Shape::kQueries;
+    KeyWalk& walk = *reinterpret_cast<KeyWalk*>(shared + Shape::kWalk);
+    if (threadIdx.x == 0) walk = own;
 
     int* const all_last_queries = reinterpret_cast<int*>(shared + Shape::kLastQueries);
     find_last_queries<Shape::kWarpRows>(all_last_queries + threadIdx.x / kWarp * Shape::kWarpRows, p.time,
@@ -231,17 +236,15 @@ __global__ void __launch_bounds__(kThreads, Shape::kBlocks) key_gradients_kernel
     clear(d_k);
     clear(d_v);
     int stage = 0;
-    for (int head = 0, block = first_block; head < group; stage ^= 1) {
+    for (int head = 0, block = own.first_block; head < p.group; stage ^= 1) {
         wait_for_copies<0>();
         __syncthreads();  // the queries have come, and everyone is done with those before them
         const int first_query = block * Shape::kQueries;
-        if (++block > last_block) {
-            block = first_block;
+        if (++block > walk.last_block) {
+            block = walk.first_block;
             ++head;
         }
-        if (head < group)
-            load_queries<Shape>(p, base, stage ^ 1, sequence, kv_head * group + head,
-                                block * Shape::kQueries);
+        if (head < p.group) load_queries<Shape>(p, base, stage ^ 1, walk, head, block * Shape::kQueries);
         const int thread = thread_again(), lane = thread % kWarp,
                   warp_begin = thread / kWarp * Shape::kWarpRows;
         const int warp_key = first_key + warp_begin;
@@ -269,7 +272,7 @@ __global__ void __launch_bounds__(kThreads, Shape::kBlocks) key_gradients_kernel
     const int warp_begin = threadIdx.x / kWarp * Shape::kWarpRows, warp_key = first_key + warp_begin;
     const uint32_t keys = base + warp_begin * Shape::kPitch, values = keys + Shape::kRows * Shape::kPitch;
     const int first_piece = slice * (Shape::kColumns / 8);
-    const int64_t offset = p.kv_offset(sequence, kv_head) + warp_key * p.kv_pitch();
+    const int64_t offset = walk.keys + warp_begin * p.kv_pitch();
     __syncwarp();
     round_rows<kDim>(d_k, p.scale, keys, first_piece);
     round_rows<kDim>(d_v, 1.0f, values, first_piece);
@@ -295,7 +298,8 @@ struct QueryShape {
     static constexpr int kStages = 2 * kRows * kPitch;
     static constexpr int kStatistics = kStages + 4 * kTileBytes;
     static constexpr int kFirstKeys = kStatistics + kRows * static_cast<int>(sizeof(QueryStatistics));
-    static constexpr int kSharedBytes = kFirstKeys + 4 * kRows;
+    static constexpr int kOffset = kFirstKeys + 4 * kRows;  // where the block's rows lie
+    static constexpr int kSharedBytes = kOffset + 8;
 };
 
 // As differentiate_columns(), of queries (rows) and keys (columns); `statistics` are the warp's rows'.
@@ -315,28 +319,6 @@ __device__ __forceinline__ void differentiate_rows(float (&scores)[kTiles][kEigh
                 for (int e = 2 * half; e < 2 * half + 2; ++e)
                     d_scores[tile][n][e] = (d_scores[tile][n][e] - own.delta) *
                                            exp2_fast(fmaf(scores[tile][n][e], scale_log2, -own.lse_log2));
-        }
-}
-
-// -inf where the query of a row may not see the key of a column: later than it, or of an earlier document.
-template <int kTiles, int kEighths>
-__device__ __forceinline__ void mask_keys(float (&scores)[kTiles][kEighths][4], const int* first_keys,
-                                          int warp_row, int first_key) {
-    const int lane = threadIdx.x % kWarp;
-    const int origin = first_key + lane % 4 * 2;  // keys are counted from this lane's first column
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile)
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int row = tile * 16 + lane / 4 + half * 8;
-            const int last = warp_row + row - origin, first = first_keys[row] - origin;
-#pragma unroll
-            for (int n = 0; n < kEighths; ++n)
-#pragma unroll
-                for (int e = 0; e < 2; ++e) {
-                    const int key = n * 8 + e;
-                    if (key > last || key < first) scores[tile][n][2 * half + e] = -INFINITY;
-                }
         }
 }
 
@@ -366,7 +348,9 @@ __global__ void __launch_bounds__(kThreads, Shape::kBlocks) query_gradients_kern
     const uint32_t base = shared_address(shared);
 
     const int64_t q_offset = p.q_offset(sequence, head) + first_query * p.q_pitch();
-    const int64_t kv_offset = p.kv_offset(sequence, head / (p.heads / p.kv_heads));
+    const int64_t kv_offset = p.kv_offset(sequence, head / p.group);
+    int64_t& kept_offset = *reinterpret_cast<int64_t*>(shared + Shape::kOffset);
+    if (threadIdx.x == 0) kept_offset = q_offset;
     const int inside = p.time - first_query;
     load_rows<kDim, Shape::kRows, kThreads>(base, p.q + q_offset, p.q_pitch(), inside, p.format);
     load_rows<kDim, Shape::kRows, kThreads>(base + Shape::kRows * Shape::kPitch, p.d_out + q_offset,
@@ -421,8 +405,9 @@ __global__ void __launch_bounds__(kThreads, Shape::kBlocks) query_gradients_kern
 
 void launch_statistics(const Context& context, const GradientParams& p) {
     int lanes = 1;
-    while (lanes < kWarp && lanes * 8 < p.format.head_dim) lanes *= 2;
-    const int64_t blocks = div_up(p.batch * p.time * p.heads * lanes, kThreads);
+    while (lanes * 8 < p.format.head_dim) lanes *= 2;
+    static_assert(kAttentionPlainHeadDim <= 8 * kWarp);
+    const int64_t blocks = div_up(p.batch * p.time * p.heads * lanes, kThreads * kPairs);
     MP_ASSERT(blocks <= INT32_MAX);
     statistics_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, context.stream>>>(p, lanes);
     MP_CUDA_LAUNCHED();
@@ -479,6 +464,7 @@ void attention_backward_plain(const Context& context, const AttentionBackward& a
     p.time = narrow<int>(args.q.size(1));
     p.heads = narrow<int>(args.heads);
     p.kv_heads = narrow<int>(args.kv_heads);
+    p.group = p.heads / p.kv_heads;
     p.format = {.head_dim = narrow<int>(args.head_dim), .aligned = args.head_dim % 8 == 0};
     for (const Tensor& each : {args.q, args.k, args.v, args.out, args.d_out, args.d_q, args.d_k, args.d_v})
         p.format.aligned = p.format.aligned && aligned_to_16(each);
@@ -486,8 +472,8 @@ void attention_backward_plain(const Context& context, const AttentionBackward& a
     p.scale_log2 = kLog2E * p.scale;
 
     const int64_t dim = args.head_dim;
-    if (dim <= 32) return launch<KeyShape<32, 1, 2, 32, 3>, QueryShape<32, 2, 32, 3>>(context, p);
-    if (dim <= 64) return launch<KeyShape<64, 1, 2, 32, 2>, QueryShape<64, 2, 32, 2>>(context, p);
+    if (dim <= 32) return launch<KeyShape<32, 1, 1, 64, 4>, QueryShape<32, 1, 64, 4>>(context, p);
+    if (dim <= 64) return launch<KeyShape<64, 1, 2, 32, 2>, QueryShape<64, 2, 64, 2>>(context, p);
     if (dim <= 96) return launch<KeyShape<96, 1, 1, 64, 2>, QueryShape<96, 2, 32, 2>>(context, p);
     if (dim <= 128) return launch<KeyShape<128, 1, 1, 64, 2>, QueryShape<128, 2, 32, 2>>(context, p);
     if (dim <= 192) return launch<KeyShape<192, 3, 1, 32, 2>, QueryShape<192, 1, 32, 2>>(context, p);

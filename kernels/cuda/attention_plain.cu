@@ -71,29 +71,6 @@ struct Running {
 template <class Shape>
 using Scores = TileRows<Shape::kTiles, Shape::kKeys>;
 
-// -inf where a row may not see a key: later than itself, or of an earlier document.
-template <class Shape>
-__device__ __forceinline__ void mask_scores(Scores<Shape>& scores, const int* first_keys, int warp_row,
-                                            int first_key) {
-    const int lane = threadIdx.x % kWarp;
-    // Keys are counted from this lane's first column.
-    const int origin = first_key + lane % 4 * 2;
-#pragma unroll
-    for (int tile = 0; tile < Shape::kTiles; ++tile)
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int row = tile * 16 + lane / 4 + half * 8;
-            const int last = warp_row + row - origin, first = first_keys[row] - origin;
-#pragma unroll
-            for (int n = 0; n < Shape::kKeys / 8; ++n)
-#pragma unroll
-                for (int e = 0; e < 2; ++e) {
-                    const int key = n * 8 + e;
-                    if (key > last || key < first) scores[tile][n][2 * half + e] = -INFINITY;
-                }
-        }
-}
-
 // Scores to unnormalised probabilities, in place; the running sums and output move to the new maxima.
 template <class Shape>
 __device__ __forceinline__ void advance_softmax(Scores<Shape>& scores, Running<Shape>& running,
@@ -226,7 +203,7 @@ __global__ void __launch_bounds__(kThreads, Shape::kBlocks) attention_kernel(con
             lane_address<Shape::kDim>(q_shared + warp_begin * Shape::kPitch, lane_block_by_rows(lane)),
             lane_address<Shape::kDim>(keys, lane_block_by_columns(lane)));
         if (end_key > warp_row + 1 || first_key < first_keys[Shape::kWarpRows - 1])
-            mask_scores<Shape>(scores, first_keys, warp_row, first_key);
+            mask_keys(scores, first_keys, warp_row, first_key);
         advance_softmax<Shape>(scores, running, p.scale_log2);
         multiply_add_columns<Shape::kDim>(
             running.out, scores,

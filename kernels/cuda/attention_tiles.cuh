@@ -213,4 +213,50 @@ __device__ __forceinline__ void multiply_add_columns(float (&c)[kTiles][kColumnE
     }
 }
 
+// ---- masks
+
+// -inf where the query of a row may not see the key of a column: later than it, or of an earlier document.
+template <int kTiles, int kEighths>
+__device__ __forceinline__ void mask_keys(float (&scores)[kTiles][kEighths][4], const int* first_keys,
+                                          int warp_row, int first_key) {
+    const int lane = threadIdx.x % kWarp;
+    const int origin = first_key + lane % 4 * 2;  // keys are counted from this lane's first column
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int row = tile * 16 + lane / 4 + half * 8;
+            const int last = warp_row + row - origin, first = first_keys[row] - origin;
+#pragma unroll
+            for (int n = 0; n < kEighths; ++n)
+#pragma unroll
+                for (int e = 0; e < 2; ++e) {
+                    const int key = n * 8 + e;
+                    if (key > last || key < first) scores[tile][n][2 * half + e] = -INFINITY;
+                }
+        }
+}
+
+// -inf where the query of a column may not see the key of a row: earlier than it, or of a later document.
+template <int kTiles, int kEighths>
+__device__ __forceinline__ void mask_queries(float (&scores)[kTiles][kEighths][4], const int* last_queries,
+                                             int warp_key, int first_query) {
+    const int lane = threadIdx.x % kWarp;
+    const int origin = first_query + lane % 4 * 2;  // queries are counted from this lane's first column
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int row = tile * 16 + lane / 4 + half * 8;
+            const int first = warp_key + row - origin, last = last_queries[row] - origin;
+#pragma unroll
+            for (int n = 0; n < kEighths; ++n)
+#pragma unroll
+                for (int e = 0; e < 2; ++e) {
+                    const int query = n * 8 + e;
+                    if (query < first || query > last) scores[tile][n][2 * half + e] = -INFINITY;
+                }
+        }
+}
+
 }  // namespace minipuzzle::cuda

@@ -27,22 +27,20 @@ struct Gradient {
     Reuse reuse;        // of d_rows
 };
 
-// A run of one sequence; empty beyond the last sequence.
+// A run of one sequence.
 struct Run {
     int64_t sequence, begin, end;
-    __device__ bool exists() const { return begin < end; }
 };
 
 __device__ Run run_of(const Gradient& g, int64_t index) {
     const int64_t sequence = index / g.runs, begin = index % g.runs * g.run;
-    if (sequence >= g.in.batch) return {0, 0, 0};
     return {.sequence = sequence, .begin = begin, .end = min(begin + g.run, g.in.time)};
 }
 
 // d silu(v) / dv.
 __device__ float silu_slope(float v) {
     const float s = sigmoid(v);
-    return s * fmaf(v, 1.0f - s, 1.0f);
+    return fmaf(s, fmaf(-v, s, v), s);
 }
 
 // Four taps over W channels of one thread. The last four values and the last four gradients dv of each
@@ -52,11 +50,14 @@ struct FourTaps {
     float weight[kTaps][W], bias[W] = {}, value[kTaps][W], dv[kTaps][W] = {};
     float d_weight[kTaps][W] = {}, d_bias[W] = {};
 
-    // Takes in the token of this place; its share of the sums over tokens only where kOwn.
-    template <bool kOwn>
-    __device__ void next(const Packed<W>& token, const Packed<W>& d_token, int place) {
+    // Takes in the token of this place.
+    __device__ void take(const Packed<W>& token, const Packed<W>& d_token, int place) {
         unpack(token, value[place]);
         unpack(d_token, dv[place]);
+    }
+    // Turns its gradient into dv; its share of the sums over tokens only where kOwn.
+    template <bool kOwn>
+    __device__ void advance(int place) {
 #pragma unroll
         for (int j = 0; j < W; ++j) {
             float v = bias[j];
@@ -107,32 +108,27 @@ struct FourTaps {
     }
 };
 
-// Bit u: token t + u starts another document than the token before it. Asked by whole warps.
-__device__ uint32_t document_starts(const int32_t* document, int64_t t, int64_t end) {
-    t += threadIdx.x % kWarp;
-    const bool starts = t > 0 && t < end && document[t] != document[t - 1];
-    return __ballot_sync(0xffffffffu, starts);
-}
-
 // One thread's walk along a run; `to` is the place of the gradient of the token kHalo before the current one.
 template <int W, int kAhead, bool kDocuments, Reuse kReuse>
 struct Walk {
     const Gradient& g;
-    const int32_t* document;  // of the sequence
+    const int32_t* document;  // of the run's first token
     const bf16 *from, *d_from;
     bf16* to;
-    int64_t begin, pitch, d_pitch;
+    int64_t pitch, d_pitch;
+    bool goes_on;          // the run does not begin its sequence
     int count, available;  // tokens of the run; those and the ones beyond its end that its last tokens reach
-    int quiet = kHalo;     // how many more tokens pass before a gradient is complete
+    // Where tokens complete the gradient of the token kHalo before: not at once in a run, or in a document.
+    int complete_from = kHalo;
     Packed<W> ahead[kAhead] = {}, d_ahead[kAhead] = {};  // the rows of the next tokens, under way
     FourTaps<W> taps;
 
     __device__ Walk(const Gradient& gradient, const Run& run, int64_t channel)
         : g(gradient),
-          document(kDocuments ? g.in.document + run.sequence * g.in.time : nullptr),
-          begin(run.begin),
+          document(kDocuments ? g.in.document + run.sequence * g.in.time + run.begin : nullptr),
           pitch(g.in.pitch),
           d_pitch(g.in.channels),
+          goes_on(run.begin > 0),
           count(static_cast<int>(run.end - run.begin)),
           available(static_cast<int>(min(run.end + kHalo, g.in.time) - run.begin)) {
         const int64_t first = run.sequence * g.in.time + run.begin;
@@ -141,54 +137,63 @@ struct Walk {
         to = g.d_rows + (first - kHalo) * pitch + channel;
         const bf16* row = from;
 #pragma unroll
-        for (int u = 0; u < kAhead; ++u) {
-            if (u < available) fetch(u);
-        }
+        for (int u = 0; u < kAhead; ++u) fetch(u, u);
         load_taps(g.in.weight + channel * kTaps, taps.weight);
         if (g.in.bias) unpack(load<W, Reuse::again>(g.in.bias + channel), taps.bias);
         taps.forget_value(0);
 #pragma unroll
         for (int k = 1; k < kTaps; ++k) {  // the token that has place k lies kTaps - k before the run
-            if (begin > 0) {
+            if (goes_on) {
                 unpack(load<W, Reuse::again>(row + (k - kTaps) * pitch), taps.value[k]);
             } else {
 #pragma unroll
                 for (int j = 0; j < W; ++j)
                     taps.value[k][j] = value_at(g.in, run.sequence, channel + j, k - kTaps);
             }
-            if (kDocuments && !same_document(document, begin + k - kTaps, begin)) taps.forget_value(k);
+            if (kDocuments && goes_on && document[k - kTaps] != document[0]) taps.forget_value(k);
         }
     }
-    __device__ void fetch(int slot) {
-        ahead[slot] = load<W, Reuse::again>(from);
-        d_ahead[slot] = load<W, Reuse::again>(d_from);
+    // Bit u: token `index` + u of the run starts another document than the token before it. Asked by whole
+    // warps.
+    __device__ uint32_t document_starts(int index) const {
+        index += static_cast<int>(threadIdx.x);
+        const bool starts = (index > 0 || goes_on) && index < count && document[index] != document[index - 1];
+        return __ballot_sync(0xffffffffu, starts);
+    }
+    // Token `index` of the run, where there is one.
+    __device__ void fetch(int slot, int index) {
+        if (index < available) {
+            ahead[slot] = load<W, Reuse::again>(from);
+            d_ahead[slot] = load<W, Reuse::again>(d_from);
+        }
         from += pitch;
         d_from += d_pitch;
     }
-    // After the token of this place.
-    __device__ void emit(int place) {
-        if (quiet > 0)
-            --quiet;
-        else
-            store<W>(to, taps.gradient(place), kReuse);
+    // After the token `index` of the run.
+    __device__ void emit(int place, int index) {
+        if (index >= complete_from) store<W>(to, taps.gradient(place), kReuse);
         to += pitch;
     }
     // The token of this place starts a document: the gradients before it are complete, the values before it
     // out of sight.
-    __device__ void start_document(int place) {
+    __device__ void start_document(int place, int index) {
 #pragma unroll
         for (int i = 0; i < kHalo; ++i) {
             taps.next_unseen((place + i) % kTaps);
-            if (i >= quiet) store<W>(to + i * pitch, taps.gradient((place + i) % kTaps), kReuse);
+            if (index + i >= complete_from)
+                store<W>(to + i * pitch, taps.gradient((place + i) % kTaps), kReuse);
             taps.forget_value((place + 1 + i) % kTaps);
         }
-        quiet = kHalo;
+        complete_from = index + kHalo;
     }
 
-    __device__ void step(const Packed<W>& token, const Packed<W>& d_token, int place, bool starts) {
-        if (kDocuments && starts) start_document(place);
-        taps.template next<true>(token, d_token, place);
-        emit(place);
+    // Token `index` of the run, taken in from `slot`, where the next one then comes under way.
+    __device__ void step(int place, int index, int slot, bool starts) {
+        if (kDocuments && starts) start_document(place, index);
+        taps.take(ahead[slot], d_ahead[slot], place);
+        fetch(slot, index + kAhead);
+        taps.template advance<true>(place);
+        emit(place, index);
     }
     __device__ void follow() {
         static_assert(kAhead % kTaps == 0 && kWarp % kAhead == 0);
@@ -196,22 +201,18 @@ struct Walk {
         int group = 0;
 #pragma unroll 1
         for (; group + kAhead <= count; group += kAhead) {
-            if (kDocuments && group % kWarp == 0)
-                starts = document_starts(document, begin + group, begin + count);
+            if (kDocuments && group % kWarp == 0) starts = document_starts(group);
 #pragma unroll
             for (int u = 0; u < kAhead; ++u) {
-                const Packed<W> token = ahead[u], d_token = d_ahead[u];
-                if (group + kAhead + u < available) fetch(u);
-                step(token, d_token, u % kTaps, starts >> u & 1);
+                step(u % kTaps, group + u, u, starts >> u & 1);
             }
             starts >>= kAhead;
         }
         if (group < count) {  // the sequence ends, and its last tokens are in `ahead`
-            if (kDocuments && group % kWarp == 0)
-                starts = document_starts(document, begin + group, begin + count);
+            if (kDocuments && group % kWarp == 0) starts = document_starts(group);
 #pragma unroll 1
             for (; group < count; ++group) {
-                step(ahead[0], d_ahead[0], 0, starts & 1);
+                step(0, group, 0, starts & 1);
                 starts >>= 1;
                 taps.rotate();
 #pragma unroll
@@ -223,13 +224,15 @@ struct Walk {
         }
 #pragma unroll
         for (int i = 0; i < kHalo; ++i) {
-            const bool seen = count + i < available &&
-                              (!kDocuments || document[begin + count + i] == document[begin + count - 1]);
-            if (seen)
-                taps.template next<false>(ahead[i], d_ahead[i], i);
-            else
+            const bool seen =
+                count + i < available && (!kDocuments || document[count + i] == document[count - 1]);
+            if (seen) {
+                taps.take(ahead[i], d_ahead[i], i);
+                taps.template advance<false>(i);
+            } else {
                 taps.next_unseen(i);
-            emit(i);
+            }
+            emit(i, count + i);
         }
     }
 };
@@ -242,9 +245,10 @@ __global__ void __launch_bounds__(kWarp* kRuns, kBlocks) convolve_back_four_taps
     const int64_t channel_blocks = (g.in.channels + kWarp * W - 1) / (kWarp * W);
     const int64_t block = blockIdx.x / channel_blocks, first = blockIdx.x % channel_blocks * (kWarp * W);
     const int lane = static_cast<int>(threadIdx.x), warp = static_cast<int>(threadIdx.y);
-    const Run run = run_of(g, block * kRuns + warp);
-    if (run.exists()) {
-        Walk<W, kAhead, kDocuments, kReuse> walk(g, run, min(first + lane * W, g.in.channels - W));
+    const int live = static_cast<int>(min(g.in.batch * g.runs - block * kRuns, int64_t{kRuns}));
+    if (warp < live) {
+        Walk<W, kAhead, kDocuments, kReuse> walk(g, run_of(g, block * kRuns + warp),
+                                                 min(first + lane * W, g.in.channels - W));
         walk.follow();
 #pragma unroll
         for (int j = 0; j < W; ++j) {
@@ -258,11 +262,8 @@ __global__ void __launch_bounds__(kWarp* kRuns, kBlocks) convolve_back_four_taps
     for (int i = warp * kWarp + lane; i < (kTaps + 1) * W * kWarp; i += kRuns * kWarp) {
         const int k = i / (W * kWarp), channel = i % (W * kWarp);
         if (first + channel >= g.in.channels) continue;
-        float sum = 0;
-#pragma unroll
-        for (int r = 0; r < kRuns; ++r) {
-            if (run_of(g, block * kRuns + r).exists()) sum += sums[r][k][channel % W][channel / W];
-        }
+        float sum = sums[0][k][channel % W][channel / W];
+        for (int r = 1; r < live; ++r) sum += sums[r][k][channel % W][channel / W];
         partials[k * g.in.channels + channel] = sum;
     }
 }
@@ -350,7 +351,7 @@ __global__ void __launch_bounds__(kWarp* PartialSums::kSlices)
 // Tokens of one run: long ones read few rows twice and leave few partials, short ones fill the device.
 int64_t run_length(int64_t batch, int64_t time, int64_t channels) {
     constexpr int64_t kEnoughWarps = 8192;
-    for (const int64_t run : {128, 64}) {
+    for (const int64_t run : {256, 128, 64}) {
         if (batch * div_up(time, run) * div_up(channels, 4 * kWarp) >= kEnoughWarps) return run;
     }
     return 32;
@@ -366,7 +367,7 @@ void launch_four_taps(const Context& context, const Gradient& g) {
     const bool once = g.reuse == Reuse::once;
     const auto kernel = g.in.document
                             ? (once ? convolve_back_four_taps<W, kAhead, kBlocks, true, Reuse::once>
-                                    : convolve_back_four_taps<W, kAhead, kBlocks, true, Reuse::again>)
+                                    : convolve_back_four_taps<W, kAhead, kBlocks - 1, true, Reuse::again>)
                             : (once ? convolve_back_four_taps<W, kAhead, kBlocks, false, Reuse::once>
                                     : convolve_back_four_taps<W, kAhead, kBlocks, false, Reuse::again>);
     const int64_t blocks =
@@ -405,7 +406,7 @@ int64_t scratch_bytes(const ConvBackward& args) {
 }
 
 // 8B: 4 * conv_channels read and 2 * conv_channels written per token (60 KiB at 10240 channels; of a run of
-// 128 tokens six rows of zxbcdt and three of d_xbc are read twice, and the partials of 512 tokens take
+// 256 tokens six rows of zxbcdt and three of d_xbc are read twice, and the partials of 1024 tokens take
 // 20 * conv_channels written and read); 6 * Kc + 10 FLOPs, an exponential and a reciprocal per element.
 void run(const Context& context, const ConvBackward& args) {
     const ConvInput in = conv_input(args);

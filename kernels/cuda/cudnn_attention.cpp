@@ -116,12 +116,10 @@ class ForwardGraph : public AttentionGraph {
 // The gradients, in the form that cuDNN's fused kernels are recognised by: delta = rowsum(d_out * out) in
 // memory; weights = exp(mask(scale q k^T - lse)), d_v = weights^T d_out; d_scores = scale weights (d_out v^T
 // - delta), d_k = d_scores^T q, d_q = d_scores k. Where query heads share a kv head, d_k and d_v are formed
-// per query head and summed. d_q is summed up in memory by whichever block comes (float32, then rounded), or,
-// the deterministic way, taken from d_scores, which the library then keeps in its workspace.
+// per query head and summed. d_q is summed up in memory by whichever block comes (float32, then rounded).
 class BackwardGraph : public AttentionGraph {
   public:
-    BackwardGraph(const CudnnHandle& handle, const CudnnAttentionShape& shape, bool deterministic)
-        : AttentionGraph(shape) {
+    BackwardGraph(const CudnnHandle& handle, const CudnnAttentionShape& shape) : AttentionGraph(shape) {
         const Descriptor q = like_q(kQ), out = like_q(kOut), d_out = like_q(kDOut);
         const Descriptor k_transposed = like_k_transposed(kK), v_transposed = like_k_transposed(kV);
         const Descriptor lse = rows(kLse), delta = rows(kDelta);
@@ -152,14 +150,9 @@ class BackwardGraph : public AttentionGraph {
             inner(CUDNN_DATA_BFLOAT16, {shape.batch, shape.kv_heads, shape.length, shape.head_dim},
                   {shape.length * kv_row_, shape.head_dim, kv_row_, 1});
         reshape(k_transposed, k);
-        const Descriptor d_q = like_q(kDQ);
-        if (deterministic) {
-            matmul(d_scores, k, d_q);
-        } else {
-            const Descriptor d_q_sums = operand(kDQSums, CUDNN_DATA_FLOAT, heads_of_q(), heads_strides());
-            matmul(d_scores, k, d_q_sums);
-            pointwise(CUDNN_POINTWISE_IDENTITY, d_q_sums, nullptr, nullptr, d_q);
-        }
+        const Descriptor d_q_sums = operand(kDQSums, CUDNN_DATA_FLOAT, heads_of_q(), heads_strides());
+        matmul(d_scores, k, d_q_sums);
+        pointwise(CUDNN_POINTWISE_IDENTITY, d_q_sums, nullptr, nullptr, like_q(kDQ));
         finish(handle);
     }
 
@@ -228,7 +221,6 @@ void CudnnAttentionPlan::run(cudaStream_t stream, std::byte* workspace,
 
 struct CudnnAttentionBackwardPlan::State {
     CudnnAttentionShape shape;
-    bool deterministic;
     CudnnPlan plan;
 };
 
@@ -237,35 +229,37 @@ CudnnAttentionBackwardPlan::CudnnAttentionBackwardPlan(std::unique_ptr<State> st
 CudnnAttentionBackwardPlan::~CudnnAttentionBackwardPlan() = default;
 
 std::unique_ptr<CudnnAttentionBackwardPlan> CudnnAttentionBackwardPlan::build(
-    const CudnnHandle& handle, const CudnnAttentionShape& shape, bool deterministic,
-    int64_t most_workspace_bytes) {
+    const CudnnHandle& handle, const CudnnAttentionShape& shape, int64_t most_workspace_bytes) {
     // 9.10.0 and 9.10.1 are known to be wrong here.
     if (cudnn().version() == 91000 || cudnn().version() == 91001) return nullptr;
-    auto plan = CudnnPlan::build(handle, BackwardGraph(handle, shape, deterministic), most_workspace_bytes);
+    auto plan = CudnnPlan::build(handle, BackwardGraph(handle, shape), most_workspace_bytes);
     if (!plan) return nullptr;
     return std::unique_ptr<CudnnAttentionBackwardPlan>(
-        new CudnnAttentionBackwardPlan(std::make_unique<State>(shape, deterministic, std::move(*plan))));
+        new CudnnAttentionBackwardPlan(std::make_unique<State>(shape, std::move(*plan))));
 }
-
-int64_t CudnnAttentionBackwardPlan::workspace_bytes() const { return state_->plan.workspace_bytes(); }
 
 void CudnnAttentionBackwardPlan::run(cudaStream_t stream, std::byte* workspace,
                                      const CudnnAttentionBackwardOperands& operands) const {
-    const float scale = scale_of(state_->shape), masked = masked_score(), one = 1;
-    std::vector<std::pair<int64_t, const void*>> memory{
-        {kQ, operands.q},     {kK, operands.k},         {kV, operands.v},    {kOut, operands.out},
-        {kLse, operands.lse}, {kDOut, operands.d_out},  {kDQ, operands.d_q}, {kDK, operands.d_k},
-        {kDV, operands.d_v},  {kDelta, operands.delta}, {kScale, &scale},    {kMasked, &masked},
-        {kOne, &one}};
-    if (!state_->deterministic) {
-        memory.emplace_back(kDQSums, operands.d_q_sums);
-        // From 9.6 on the kernels clear the sums themselves.
-        const CudnnAttentionShape& s = state_->shape;
-        if (cudnn().version() < 90600)
-            MP_CUDA(
-                cudaMemsetAsync(operands.d_q_sums, 0, s.batch * s.length * s.heads * s.head_dim * 4, stream));
-    }
-    state_->plan.run(stream, workspace, memory);
+    const CudnnAttentionShape& s = state_->shape;
+    // From 9.6 on the kernels clear the sums themselves.
+    if (cudnn().version() < 90600)
+        MP_CUDA(cudaMemsetAsync(operands.d_q_sums, 0, s.batch * s.length * s.heads * s.head_dim * 4, stream));
+    const float scale = scale_of(s), masked = masked_score(), one = 1;
+    state_->plan.run(stream, workspace,
+                     {{kQ, operands.q},
+                      {kK, operands.k},
+                      {kV, operands.v},
+                      {kOut, operands.out},
+                      {kLse, operands.lse},
+                      {kDOut, operands.d_out},
+                      {kDQ, operands.d_q},
+                      {kDK, operands.d_k},
+                      {kDV, operands.d_v},
+                      {kDelta, operands.delta},
+                      {kDQSums, operands.d_q_sums},
+                      {kScale, &scale},
+                      {kMasked, &masked},
+                      {kOne, &one}});
 }
 
 }  // namespace minipuzzle::cuda

@@ -46,20 +46,17 @@ struct CudnnAttentionBackwardOperands {
     std::byte* d_q = nullptr;                  // [B, T, heads, head_dim]
     std::byte *d_k = nullptr, *d_v = nullptr;  // [B, T, kv_heads, head_dim]
     std::byte* delta = nullptr;                // [B, heads, T] float32
-    std::byte* d_q_sums = nullptr;             // [B, heads, T, head_dim] float32, unless deterministic
+    std::byte* d_q_sums = nullptr;             // [B, heads, T, head_dim] float32
 };
 
 class CudnnAttentionBackwardPlan {
   public:
-    // Null where cuDNN has no kernel for the shape on this device within that much workspace. Deterministic:
-    // sums have one order, and the workspace holds B * heads * T^2 bf16 values.
+    // Null where cuDNN has no kernel for the shape on this device within that much workspace.
     static std::unique_ptr<CudnnAttentionBackwardPlan> build(const CudnnHandle&, const CudnnAttentionShape&,
-                                                             bool deterministic,
                                                              int64_t most_workspace_bytes);
     ~CudnnAttentionBackwardPlan();
 
-    int64_t workspace_bytes() const;
-    // `workspace` is of workspace_bytes().
+    // `workspace` is of the size that build() was given. d_q's sums come in another order each time.
     void run(cudaStream_t, std::byte* workspace, const CudnnAttentionBackwardOperands&) const;
 
   private:

@@ -133,7 +133,7 @@ std::optional<CudnnPlan> CudnnPlan::build(const CudnnHandle& handle, const Cudnn
             plan.set(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, configuration);
             if (!plan.finalize_if_supported()) continue;
             const int64_t bytes = plan.get_int64(CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE);
-            if (bytes <= most_workspace_bytes) return CudnnPlan(handle.get(), std::move(plan), bytes);
+            if (bytes <= most_workspace_bytes) return CudnnPlan(handle.get(), std::move(plan));
         }
     return std::nullopt;
 }

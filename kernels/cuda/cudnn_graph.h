@@ -140,18 +140,15 @@ class CudnnPlan {
     static std::optional<CudnnPlan> build(const CudnnHandle&, const CudnnGraph&,
                                           int64_t most_workspace_bytes);
 
-    int64_t workspace_bytes() const { return workspace_bytes_; }
     // Operands by the numbers that the graph gave them.
     void run(cudaStream_t, std::byte* workspace,
              const std::vector<std::pair<int64_t, const void*>>& operands) const;
 
   private:
-    CudnnPlan(cudnnContext* handle, CudnnDescriptor&& plan, int64_t workspace_bytes)
-        : handle_(handle), plan_(std::move(plan)), workspace_bytes_(workspace_bytes) {}
+    CudnnPlan(cudnnContext* handle, CudnnDescriptor&& plan) : handle_(handle), plan_(std::move(plan)) {}
 
     cudnnContext* handle_;
     CudnnDescriptor plan_;
-    int64_t workspace_bytes_;
 };
 
 }  // namespace minipuzzle::cuda

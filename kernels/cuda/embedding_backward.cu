@@ -13,6 +13,7 @@ namespace {
 constexpr int kPiece = 32;  // sorted places of a block
 constexpr int kThreads = 256;
 constexpr int kGroup = 4;  // rows under way at once
+constexpr int kHeads = 8;  // sums of pieces, likewise
 
 // ---- sorting
 
@@ -47,27 +48,41 @@ struct Rows {
     Sorted sorted;
     int64_t count, width;
     uint32_t vocabulary;
+    unsigned shares;  // blocks of a piece, each with its own columns
+
+    // Neighbouring blocks take the columns of one piece, so that rows are read and written whole.
+    __device__ int64_t piece() const { return blockIdx.x / shares; }
+    __device__ int64_t column(int vector) const {
+        return (int64_t{blockIdx.x % shares} * blockDim.x + threadIdx.x) * vector;
+    }
 };
 
 template <int W>
 struct Columns {
     float v[W];
 };
-template <int W>
+template <int W, Reuse kReuse = Reuse::once>
 __device__ Columns<W> read(const float* from) {
     if constexpr (W == 4) {
-        const float4 v = __ldcs(reinterpret_cast<const float4*>(from));
+        const float4* at = reinterpret_cast<const float4*>(from);
+        const float4 v = kReuse == Reuse::once ? __ldcs(at) : *at;
         return {{v.x, v.y, v.z, v.w}};
     } else {
         return {{*from}};
     }
 }
-template <int W>
+template <int W, Reuse kReuse = Reuse::once>
 __device__ void write(float* to, const Columns<W>& c) {
-    if constexpr (W == 4)
-        __stcs(reinterpret_cast<float4*>(to), make_float4(c.v[0], c.v[1], c.v[2], c.v[3]));
-    else
+    if constexpr (W == 4) {
+        float4* at = reinterpret_cast<float4*>(to);
+        const float4 v = make_float4(c.v[0], c.v[1], c.v[2], c.v[3]);
+        if (kReuse == Reuse::once)
+            __stcs(at, v);
+        else
+            __stwb(at, v);  // a plain assignment becomes four stores
+    } else {
         *to = c.v[0];
+    }
 }
 template <int W>
 __device__ void add(Columns<W>& sum, const Columns<W>& c) {
@@ -75,13 +90,13 @@ __device__ void add(Columns<W>& sum, const Columns<W>& c) {
     for (int j = 0; j < W; ++j) sum.v[j] += c.v[j];
 }
 
-// A block takes a piece (blockIdx.x) and W columns a thread. A token that begins in the piece is added to
+// A block takes a piece and W columns a thread. A token that begins in the piece is added to
 // d_weight, as far as its places lie here; the part of one that began earlier is left in `heads`.
 template <int W>
 __global__ void __launch_bounds__(kThreads) add_pieces(const Rows rows) {
     __shared__ uint32_t tokens[kPiece];
     __shared__ int32_t places[kPiece];
-    const int64_t begin = int64_t{blockIdx.x} * kPiece;
+    const int64_t begin = rows.piece() * kPiece;
     const int count = static_cast<int>(min(rows.count - begin, int64_t{kPiece}));
     if (static_cast<int>(threadIdx.x) < count) {
         tokens[threadIdx.x] = rows.sorted.tokens[begin + threadIdx.x];
@@ -89,7 +104,7 @@ __global__ void __launch_bounds__(kThreads) add_pieces(const Rows rows) {
     }
     const uint32_t before = begin > 0 ? rows.sorted.tokens[begin - 1] : rows.vocabulary;
     __syncthreads();
-    const int64_t column = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * W;
+    const int64_t column = rows.column(W);
     if (column >= rows.width) return;
     float* d_weight = rows.d_weight + column;
     Columns<W> sum = {};
@@ -115,7 +130,7 @@ __global__ void __launch_bounds__(kThreads) add_pieces(const Rows rows) {
             add(sum, c);
             if (i + 1 < count && tokens[i + 1] == tokens[i]) continue;
             if (tokens[i] == before)
-                write<W>(rows.heads + blockIdx.x * rows.width + column, sum);
+                write<W, Reuse::again>(rows.heads + rows.piece() * rows.width + column, sum);
             else
                 write<W>(d_weight + tokens[i] * rows.width, sum);
         }
@@ -126,12 +141,12 @@ __global__ void __launch_bounds__(kThreads) add_pieces(const Rows rows) {
 template <int W>
 __global__ void __launch_bounds__(kThreads) add_heads(const Rows rows) {
     const uint32_t* tokens = rows.sorted.tokens;
-    const int64_t piece = int64_t{blockIdx.x} + 1, begin = piece * kPiece;
+    const int64_t piece = rows.piece() + 1, begin = piece * kPiece;
     const uint32_t token = tokens[begin];
     if (token >= rows.vocabulary || tokens[begin - 1] != token) return;
     // Began before the piece before this one: that one's block adds this head.
     if (piece > 1 && tokens[begin - kPiece] == token && tokens[begin - kPiece - 1] == token) return;
-    const int64_t column = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * W;
+    const int64_t column = rows.column(W);
     if (column >= rows.width) return;
     // Pieces from here on that the token enters: its places end within the last of them.
     int64_t low = 1, high = (rows.count - begin + kPiece - 1) / kPiece + 1;
@@ -145,21 +160,29 @@ __global__ void __launch_bounds__(kThreads) add_heads(const Rows rows) {
     const float* heads = rows.heads + piece * rows.width + column;
     float* d_weight = rows.d_weight + token * rows.width + column;
     Columns<W> sum = read<W>(d_weight);
-#pragma unroll 8
-    for (int64_t i = 0; i < low; ++i) add(sum, read<W>(heads + i * rows.width));
+    int64_t next = 0;
+    for (; next + kHeads <= low; next += kHeads) {
+        Columns<W> held[kHeads];
+#pragma unroll
+        for (int k = 0; k < kHeads; ++k) held[k] = read<W, Reuse::again>(heads + (next + k) * rows.width);
+#pragma unroll
+        for (int k = 0; k < kHeads; ++k) add(sum, held[k]);
+    }
+    for (; next < low; ++next) add(sum, read<W, Reuse::again>(heads + next * rows.width));
     write<W>(d_weight, sum);
 }
 
 template <int W>
-void add_rows(const Context& context, const Rows& rows) {
+void add_rows(const Context& context, Rows rows) {
     // As few blocks as hold the columns, of equal shares.
     const int64_t vectors = div_up(rows.width, W), pieces = div_up(rows.count, kPiece);
-    const auto columns = narrow<unsigned>(div_up(vectors, kThreads));
-    const auto threads = static_cast<unsigned>(div_up(div_up(vectors, columns), kWarp) * kWarp);
-    add_pieces<W><<<dim3(grid_size(pieces), columns), threads, 0, context.stream>>>(rows);
+    rows.shares = narrow<unsigned>(div_up(vectors, kThreads));
+    const auto threads = static_cast<unsigned>(div_up(div_up(vectors, rows.shares), kWarp) * kWarp);
+    const auto blocks = [&](int64_t of_pieces) { return narrow<unsigned>(of_pieces * rows.shares); };
+    add_pieces<W><<<blocks(pieces), threads, 0, context.stream>>>(rows);
     MP_CUDA_LAUNCHED();
     if (pieces < 2) return;
-    add_heads<W><<<dim3(grid_size(pieces - 1), columns), threads, 0, context.stream>>>(rows);
+    add_heads<W><<<blocks(pieces - 1), threads, 0, context.stream>>>(rows);
     MP_CUDA_LAUNCHED();
 }
 
@@ -216,7 +239,8 @@ void run(const Context& context, const EmbeddingBackward& args) {
                     .sorted = {tokens.Current(), places.Current()},
                     .count = count,
                     .width = width,
-                    .vocabulary = vocabulary};
+                    .vocabulary = vocabulary,
+                    .shares = 1};
     if (vectors_fit(rows.d_out, width) && vectors_fit(rows.d_weight, width))
         add_rows<4>(context, rows);
     else

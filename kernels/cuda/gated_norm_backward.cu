@@ -227,11 +227,12 @@ struct Plan {
     }
 };
 
-// Few rows per thread where there are few rows, so that blocks fill the device.
-int rows_per_slot(int64_t tasks) {
-    constexpr int64_t kEnoughTasks = 16384;
-    for (const int rows : {16, 8, 4}) {
-        if (tasks / rows >= kEnoughTasks) return rows;
+// Of a group of one row on `threads` threads: few rows per thread where there are few, so that blocks fill
+// the device.
+int rows_per_slot(int64_t tasks, int64_t threads) {
+    constexpr int64_t kEnoughWarps = 8192;
+    for (const int rows : {64, 32, 16, 8, 4}) {
+        if (tasks * (threads / kWarp) / rows >= kEnoughWarps) return rows;
     }
     return 2;
 }
@@ -240,13 +241,12 @@ Plan held_plan(int64_t count, int64_t groups, int64_t width) {
     Plan plan{.layout = row_layout(div_up(width, int64_t{8}))};
     if (!plan.layout.fits()) return plan;
     plan.slots = plan.layout.together();
-    plan.group_slots = static_cast<int>(std::min<int64_t>(groups, 1));
-    plan.rows_per_slot = rows_per_slot(count * groups);
+    plan.rows_per_slot = rows_per_slot(count * groups, plan.layout.threads);
     return plan;
 }
 
 Plan long_plan(int64_t count, int64_t groups) {
-    return {.layout = {}, .rows_per_slot = rows_per_slot(count * groups)};
+    return {.layout = {}, .rows_per_slot = rows_per_slot(count * groups, kLongGroupThreads)};
 }
 
 using Kernel = void (*)(GatedRows);
@@ -280,7 +280,7 @@ int64_t scratch_bytes(const GatedNormBackward& args) {
 }
 
 // 8B: 6 * inner read and 4 * inner written per token (80 KiB at inner 8192; the weight stays in the caches,
-// the partials of 128 tokens take 4 * inner written and read); 22 FLOPs, two exponentials and two reciprocals
+// the partials of 256 tokens take 4 * inner written and read); 22 FLOPs, two exponentials and two reciprocals
 // per element.
 void run(const Context& context, const GatedNormBackward& args) {
     const MambaShape& s = args.shape;

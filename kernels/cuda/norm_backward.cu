@@ -74,6 +74,12 @@ class WeightSums {
 // Registers for two blocks of 512 threads (or four of 256) where a row's vectors leave room for that.
 constexpr int blocks_wanted(int held, bool one_warp) { return (held <= 2 ? 2 : 1) * (one_warp ? 2 : 1); }
 
+// Asks for the line (128 bytes, 8 vectors) of a row's vector to be brought into L2: the block's next row is
+// on its way while this one is summed up, and takes no registers.
+__device__ void fetch_line(const bf16* row, int vector) {
+    if (vector % 8 == 0) asm volatile("prefetch.global.L2 [%0];" ::"l"(row + vector * 8));
+}
+
 // blockDim.y rows at a time per block, each held in the registers of blockDim.x threads. Thread x holds
 // vectors x, x + blockDim.x, ...
 template <int kHeld, bool kOneWarp, bool kWeight>
@@ -102,6 +108,17 @@ __global__ void __launch_bounds__(kOneWarp ? RowLayout::kBlockThreads : RowLayou
         for (int h = 0; h < kHeld; ++h) {
             const int i = threadIdx.x + h * blockDim.x;
             if (i < held_vectors) d_x[h] = load<8>(d_x_row + i * 8);
+        }
+        if (row + step < rows.count) {
+            const int64_t ahead = step * rows.width;
+#pragma unroll
+            for (int h = 0; h < kHeld; ++h) {
+                const int i = threadIdx.x + h * blockDim.x;
+                if (i >= vectors) continue;
+                fetch_line(x_row + ahead, i);
+                fetch_line(d_row + ahead, i);
+                fetch_line(d_x_row + ahead, i);
+            }
         }
         Sums<2> sums;
 #pragma unroll

@@ -80,11 +80,9 @@ __global__ void __launch_bounds__(kThreads) product_kernel(Arguments a) {
 }
 
 Operand x_of(const Product& product) {
-    const bool transposed = product.form == ProductForm::weight_gradient;
-    const int64_t given = product.x_pitch, columns = transposed ? product.rows : product.inputs;
-    const int64_t pitch = given > 0 ? given : columns;
-    return {reinterpret_cast<const __nv_bfloat16*>(product.x), transposed ? 1 : pitch,
-            transposed ? pitch : 1};
+    const auto* at = reinterpret_cast<const __nv_bfloat16*>(product.x);
+    if (product.form == ProductForm::weight_gradient) return {at, 1, product.rows};
+    return {at, product.inputs, 1};
 }
 
 Operand weight_of(const Product& product) {

@@ -40,11 +40,11 @@ Desc make_desc(cublasOperation_t weight, cublasOperation_t x, bool with_residual
     return owned;
 }
 
-// A row-major matrix with rows `pitch` elements apart, as the library sees it: column-major, transposed.
-Layout make_layout(cudaDataType_t type, int64_t rows, int64_t columns, int64_t pitch) {
+// A row-major matrix as the library sees it: column-major, transposed.
+Layout make_layout(cudaDataType_t type, int64_t rows, int64_t columns) {
     cublasLtMatrixLayout_t layout = nullptr;
     MP_CUBLAS(
-        cublas_lt().layout_create(&layout, type, narrow<uint64_t>(columns), narrow<uint64_t>(rows), pitch));
+        cublas_lt().layout_create(&layout, type, narrow<uint64_t>(columns), narrow<uint64_t>(rows), columns));
     return Layout(layout, cublas_lt().layout_destroy);
 }
 
@@ -59,17 +59,11 @@ bool is_aligned(const std::byte* memory, uint32_t alignment) {
 
 bool sums_over_tokens(ProductForm form) { return form == ProductForm::weight_gradient; }
 
-// Elements from a row of x, as it lies, to the next.
-int64_t pitch_of_x(const Product& product) {
-    if (product.x_pitch > 0) return product.x_pitch;
-    return sums_over_tokens(product.form) ? product.rows : product.inputs;
-}
-
 // What decides on the algorithm: everything but the number of tokens, of which only the size that the
 // algorithm is chosen for is here.
 struct Shape {
     ProductForm form;
-    int64_t fixed, outputs, x_pitch;  // fixed: rows of a weight gradient, else inputs
+    int64_t fixed, outputs;  // fixed: rows of a weight gradient, else inputs
     DType out_type;
     bool with_residual;
     int64_t reference_tokens;
@@ -79,7 +73,6 @@ struct Shape {
         : form(product.form),
           fixed(sums_over_tokens(product.form) ? product.rows : product.inputs),
           outputs(product.outputs),
-          x_pitch(pitch_of_x(product)),
           out_type(product.out_type),
           with_residual(product.residual != nullptr),
           reference_tokens(reference(product)) {}
@@ -102,14 +95,14 @@ struct Plan {
         : desc(make_desc(shape.form == ProductForm::forward ? CUBLAS_OP_T : CUBLAS_OP_N,
                          sums_over_tokens(shape.form) ? CUBLAS_OP_T : CUBLAS_OP_N, shape.with_residual)),
           weight(weight_layout(shape)),
-          x(make_layout(CUDA_R_16BF, shape.reference_tokens, shape.fixed, shape.x_pitch)),
+          x(make_layout(CUDA_R_16BF, shape.reference_tokens, shape.fixed)),
           out(make_layout(shape.out_type == DType::f32 ? CUDA_R_32F : CUDA_R_16BF,
-                          sums_over_tokens(shape.form) ? shape.fixed : shape.reference_tokens, shape.outputs,
+                          sums_over_tokens(shape.form) ? shape.fixed : shape.reference_tokens,
                           shape.outputs)),
           varying(sums_over_tokens(shape.form) ? weight.get() : out.get()),
           weight_alignment(
               row_alignment(2 * (shape.form == ProductForm::forward ? shape.fixed : shape.outputs))),
-          x_alignment(row_alignment(2 * shape.x_pitch)),
+          x_alignment(row_alignment(2 * shape.fixed)),
           out_alignment(row_alignment(shape.outputs * bytes_of(shape.out_type))),
           tokens_(shape.reference_tokens) {}
 
@@ -135,10 +128,9 @@ struct Plan {
 
   private:
     static Layout weight_layout(const Shape& shape) {
-        if (shape.form == ProductForm::forward)
-            return make_layout(CUDA_R_16BF, shape.outputs, shape.fixed, shape.fixed);
+        if (shape.form == ProductForm::forward) return make_layout(CUDA_R_16BF, shape.outputs, shape.fixed);
         const int64_t rows = sums_over_tokens(shape.form) ? shape.reference_tokens : shape.fixed;
-        return make_layout(CUDA_R_16BF, rows, shape.outputs, shape.outputs);
+        return make_layout(CUDA_R_16BF, rows, shape.outputs);
     }
 
     int64_t tokens_;  // that the layouts say
@@ -182,12 +174,18 @@ bool sums_as_demanded(const cublasLtMatmulAlgo_t& algorithm, const Shape& shape)
 }
 
 // The library ranks its proposals by a model of the chip that leaves out the power limit, which every large
-// product runs into. For wide results Hopper's 176 x 128 tile is then 2 to 9 % faster than the first proposal
-// (NOTES.md), so it goes first where it is among them.
-bool goes_first(const cublasLtMatmulAlgo_t& algorithm, const Shape& shape, int architecture) {
-    constexpr int64_t kWide = 6144;
-    return architecture == 90 && shape.form == ProductForm::forward && shape.outputs >= kWide &&
-           attribute<uint32_t>(algorithm, CUBLASLT_ALGO_CONFIG_TILE_ID) == CUBLASLT_MATMUL_TILE_176x128;
+// product runs into. On Hopper the tile named here is then faster than the first proposal (NOTES.md): by 2 to
+// 9 % for wide results of a forward product, by 4 to 10 % in large gradients. None: the first proposal it is.
+std::optional<cublasLtMatmulTile_t> preferred_tile(const Shape& shape, int architecture) {
+    constexpr int64_t kWide = 6144, kLarge = int64_t{1} << 24;
+    if (architecture != 90) return std::nullopt;
+    if (shape.form == ProductForm::forward)
+        return shape.outputs >= kWide ? std::optional(CUBLASLT_MATMUL_TILE_176x128) : std::nullopt;
+    const int64_t rows = sums_over_tokens(shape.form) ? shape.fixed : shape.reference_tokens;
+    if (rows * shape.outputs < kLarge) return std::nullopt;
+    // Sums longer than a row of the result is wide repay the larger tile.
+    const bool long_sums = shape.form == ProductForm::input_gradient && shape.fixed > shape.outputs;
+    return long_sums ? CUBLASLT_MATMUL_TILE_256x128 : CUBLASLT_MATMUL_TILE_128x160;
 }
 
 // The library's proposals for the reference number of tokens, best first by its own ranking: rules, nothing
@@ -221,9 +219,11 @@ std::optional<cublasLtMatmulAlgo_t> choose_algorithm(cublasLtHandle_t handle, Pl
                !takes(proposal.algo, shape.fewest_tokens()) || !takes(proposal.algo, shape.reference_tokens);
     });
     if (proposals.empty()) return std::nullopt;
-    const auto first = std::ranges::find_if(
-        proposals, [&](const auto& proposal) { return goes_first(proposal.algo, shape, architecture); });
-    return first != proposals.end() ? first->algo : proposals.front().algo;
+    const auto tile = preferred_tile(shape, architecture);
+    const auto preferred = std::ranges::find_if(proposals, [&](const auto& proposal) {
+        return tile && attribute<uint32_t>(proposal.algo, CUBLASLT_ALGO_CONFIG_TILE_ID) == *tile;
+    });
+    return preferred != proposals.end() ? preferred->algo : proposals.front().algo;
 }
 
 }  // namespace

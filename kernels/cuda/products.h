@@ -18,8 +18,8 @@ enum class ProductForm {
     weight_gradient,  // x [inputs, rows], weight [inputs, outputs]: out = x^T * weight
 };
 
-// out[r, o] = sum_i x(r, i) * weight(i, o) (+ residual[r, o]), row-major. x and weight bf16; out and residual
-// bf16, or both float32 (the accumulator's own digits).
+// out[r, o] = sum_i x(r, i) * weight(i, o) (+ residual[r, o]), row-major and contiguous. x and weight bf16;
+// out and residual bf16, or both float32 (the accumulator's own digits).
 struct Product {
     ProductForm form = ProductForm::forward;
     const std::byte* x = nullptr;
@@ -28,7 +28,6 @@ struct Product {
     std::byte* out = nullptr;             // [rows, outputs]
     int64_t rows = 0, inputs = 0, outputs = 0;
     DType out_type = DType::bf16;
-    int64_t x_pitch = 0;         // elements from a row of x, as it lies, to the next; 0: no padding
     int64_t reference_rows = 0;  // that the algorithm is chosen for; 0: those of a usual batch
 };
 

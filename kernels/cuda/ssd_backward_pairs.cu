@@ -11,23 +11,32 @@
 // 30 GFLOP.
 #include "kernels/cuda/ssd_backward_plain.cuh"
 
-namespace minipuzzle::cuda::ssd_backward {
+namespace minipuzzle::cuda::plain_backward {
 namespace {
 
 constexpr int kThreads = 256;  // 4 warps down the tokens, 2 across
-constexpr int kTiles = 4;      // of 8 columns, per warp, of a result of kStep columns
+template <int kValue>
+struct Constant {
+    static constexpr int value = kValue;
+};
+constexpr uint32_t kOne = 0x3f80;  // of bf16
+constexpr int kTiles = 4;          // of 8 columns, per warp, of a result of kStep columns
 
+// One stage holds what a head needs; with two, the next head's comes while this one is computed. C lies in
+// the last stage until the first head that goes there.
 template <int kWidth, int kState>
 struct Layout {
     static constexpr int kXPitch = 2 * (kWidth + 8), kStatePitch = 2 * (kState + 8);
-    static constexpr int kB = 0;
-    static constexpr int kC = kB + kStep * kStatePitch, kLeaving = kC;  // C first, then a head's dS_out
-    static constexpr int kX = kC + kStep * kStatePitch, kDy = kX + kStep * kXPitch;
-    static constexpr int kScores = kDy + kStep * kXPitch, kPaths = kScores + kStep * kPairsPitch;
-    static constexpr int kValues = kPaths + kStep * kPairsPitch;
-    static constexpr int kSums = kValues + static_cast<int>(sizeof(StepValues));  // [2 halves] PairSums
+    static constexpr int kX = 0, kDy = kX + kStep * kXPitch, kLeaving = kDy + kStep * kXPitch;
+    static constexpr int kValues = kLeaving + kWidth * kStatePitch;
+    static constexpr int kOfHead = kValues + static_cast<int>(sizeof(StepValues));
+    static constexpr int kStage = kOfHead > kStep* kStatePitch ? kOfHead : kStep* kStatePitch;
+    // Behind the stages, from their end on:
+    static constexpr int kB = 0, kScores = kB + kStep * kStatePitch, kPaths = kScores + kStep * kPairsPitch;
+    static constexpr int kSums = kPaths + kStep * kPairsPitch;  // [2 halves] PairSums
     static constexpr int kMarks = kSums + 2 * static_cast<int>(sizeof(PairSums));
-    static constexpr int kBytes = kMarks + kStep * 4;
+    static constexpr int kRest = kMarks + kStep * 4;
+    static constexpr int bytes(int stages) { return stages * kStage + kRest; }
 };
 
 // A block's place.
@@ -51,6 +60,22 @@ struct WarpPlace {
     // The first of the lane's two columns in tile n of a result whose warps have `width` columns.
     __device__ int j(int n, int width) const { return half * width + n * 8 + lane % 4 * 2; }
 };
+
+// Calls use(a constant) with the warp's first row, so that the blocks it leaves out are known to the
+// compiler.
+template <class Use>
+__device__ __forceinline__ void with_row(int row, Use use) {
+    switch (row / 16) {
+        case 0:
+            return use(Constant<0>{});
+        case 1:
+            return use(Constant<16>{});
+        case 2:
+            return use(Constant<32>{});
+        default:
+            return use(Constant<48>{});
+    }
+}
 
 // result += left right^T over kDepth columns of both, blocks on and below the diagonal only.
 template <int kDepth>
@@ -116,25 +141,30 @@ __device__ __forceinline__ void weigh_pairs(const float (&gram)[kTiles][4], cons
 // The warp's part of `within`: (L W) for its rows k and columns j, added up over j < k, per row.
 __device__ __forceinline__ void sum_paths(float (&within)[2], uint32_t paths, const WarpPlace& at) {
     float sums[kTiles][4] = {};
+    // L's block on the diagonal has ones where the column is not before the row.
+    uint32_t upper[4];
 #pragma unroll
-    for (int k = 0; k < kStep; k += 16) {
-        if (k < at.row) continue;
-        // Ones where the column (i) is not before the row (k).
-        uint32_t ones[4];
-#pragma unroll
-        for (int r = 0; r < 4; ++r) {
-            const int i = k + at.lane % 4 * 2 + r / 2 * 8, row = at.i(r % 2);
-            ones[r] = (i >= row ? 0x3f80u : 0u) | (i + 1 >= row ? 0x3f800000u : 0u);
-        }
-#pragma unroll
-        for (int n = 0; n < 2; ++n) {
-            const int column = at.half * 32 + n * 16;
-            if (column > at.row) continue;
-            uint32_t right[4];
-            load_right<true>(right, paths, kPairsPitch, column, k);
-            multiply_add_16(sums[2 * n], sums[2 * n + 1], ones, right);
-        }
+    for (int r = 0; r < 4; ++r) {
+        const int column = at.lane % 4 * 2 + r / 2 * 8, row = at.lane / 4 + r % 2 * 8;
+        upper[r] = (column >= row ? kOne : 0) | (column + 1 >= row ? kOne << 16 : 0);
     }
+    with_row(at.row, [&](auto row) {
+#pragma unroll
+        for (int k = row.value; k < kStep; k += 16) {
+            uint32_t ones[4];
+#pragma unroll
+            for (int r = 0; r < 4; ++r) ones[r] = k == row.value ? upper[r] : kOne | kOne << 16;
+#pragma unroll
+            for (int n = 0; n < 2; ++n) {
+                if (n * 16 > row.value) continue;
+                const int column = at.half * 32 + n * 16;
+                if (column > row.value) continue;
+                uint32_t right[4];
+                load_right<true>(right, paths, kPairsPitch, column, k);
+                multiply_add_16(sums[2 * n], sums[2 * n + 1], ones, right);
+            }
+        }
+    });
 #pragma unroll
     for (int n = 0; n < kTiles; ++n)
 #pragma unroll
@@ -142,160 +172,232 @@ __device__ __forceinline__ void sum_paths(float (&within)[2], uint32_t paths, co
             if (at.j(n, 32) + e % 2 < at.i(e / 2)) within[e / 2] += sums[n][e];
 }
 
-template <int kWidth, int kState>
-__global__ void __launch_bounds__(kThreads, 2) pairs_kernel(const Params p) {
+// The copies of one block.
+template <int kWidth, int kState, bool kAligned>
+struct Loads {
     using L = Layout<kWidth, kState>;
-    constexpr int kHalf = kWidth / 2, kUTiles = kHalf / 8;  // u: 64 tokens by kWidth channels
+    const Params& p;
+    const Place& place;
+    const StepRange& range;
+    const uint16_t* rows;  // of xbc, the step's first
+
+    __device__ int channels(int tile) const { return min(p.tile_width, p.head_dim - tile * p.tile_width); }
+    // One part of B or C.
+    __device__ __forceinline__ void part(uint32_t to, int64_t offset, int part) const {
+        load_tile<kStep, kState / 8, kThreads>(
+            to, {rows + offset + int64_t{place.group} * p.state + part * kState, p.conv_channels, range.count,
+                 p.state - part * kState, kAligned || p.bc_aligned});
+    }
+    __device__ __forceinline__ void x(uint32_t stage, int head, int tile) const {
+        const int64_t from = int64_t{head} * p.head_dim + tile * p.tile_width;
+        load_tile<kStep, kWidth / 8, kThreads>(stage + L::kX, {rows + from, p.conv_channels, range.count,
+                                                               channels(tile), kAligned || p.x_aligned});
+        load_tile<kStep, kWidth / 8, kThreads>(
+            stage + L::kDy, {p.d_y + place.token * p.inner + from, p.inner, range.count, channels(tile),
+                             kAligned || p.d_y_aligned});
+    }
+    __device__ __forceinline__ void leaving(uint32_t stage, int head, int tile, int part) const {
+        const int64_t from = (place.at_step * p.heads + head) * p.head_elements() +
+                             int64_t{tile} * p.tile_width * p.state_pitch + part * kState;
+        load_tile<kWidth, kState / 8, kThreads>(
+            stage + L::kLeaving,
+            {p.leaving + from, p.state_pitch, channels(tile), p.state_pitch - part * kState, true});
+    }
+    // What of a head is loaded before it is begun.
+    __device__ __forceinline__ void head(uint32_t stage, int head, bool stays) const {
+        load_values(stage + L::kValues, p.values[place.at_step * p.heads + head]);
+        x(stage, head, 0);
+        if (stays) leaving(stage, head, 0, 0);
+    }
+};
+
+// u's part that comes from behind the step, without its decay: B dS_out^T over one part of the state.
+template <int kWidth, int kState>
+__device__ __forceinline__ void add_from_exit(float (&u)[kWidth / 16][4], uint32_t b, uint32_t leaving,
+                                              const WarpPlace& at, int depth) {
+    constexpr int kPitch = Layout<kWidth, kState>::kStatePitch;
+#pragma unroll
+    for (int k = 0; k < kState; k += 16) {
+        if (k >= depth) break;
+        uint32_t left[4];
+        load_left<false>(left, b, kPitch, at.row, k);
+#pragma unroll
+        for (int n = 0; n < kWidth / 32; ++n) {
+            uint32_t right[4];
+            load_right<false>(right, leaving, kPitch, at.half * (kWidth / 2) + n * 16, k);
+            multiply_add_16(u[2 * n], u[2 * n + 1], left, right);
+        }
+    }
+}
+
+// u's part from inside the step: scores^T d_y.
+template <int kWidth>
+__device__ __forceinline__ void add_within_step(float (&u)[kWidth / 16][4], uint32_t scores, uint32_t d_y,
+                                                const WarpPlace& at) {
+    with_row(at.row, [&](auto row) {
+#pragma unroll
+        for (int k = row.value; k < kStep; k += 16) {
+            uint32_t left[4];
+            load_left<true>(left, scores, kPairsPitch, row.value, k);
+#pragma unroll
+            for (int n = 0; n < kWidth / 32; ++n) {
+                uint32_t right[4];
+                load_right<true>(right, d_y, 2 * (kWidth + 8), at.half * (kWidth / 2) + n * 16, k);
+                multiply_add_16(u[2 * n], u[2 * n + 1], left, right);
+            }
+        }
+    });
+}
+
+// One lane's part of the sums over channels, for its two rows.
+struct RowSums {
+    float within[2] = {}, leaves[2] = {}, direct[2] = {}, skip[2] = {};
+};
+
+// u's decay from the step's end, and its products with x so far.
+template <int kWidth>
+__device__ __forceinline__ void decay_from_exit(float (&u)[kWidth / 16][4], RowSums& sums,
+                                                const unsigned char* x, const StepValues& values,
+                                                const WarpPlace& at) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+        const float to_exit = values.to_exit[at.i(r)];
+#pragma unroll
+        for (int n = 0; n < kWidth / 16; ++n) {
+            const uint32_t pair =
+                *reinterpret_cast<const uint32_t*>(x + at.i(r) * 2 * (kWidth + 8) + at.j(n, kWidth / 2) * 2);
+            u[n][2 * r] *= to_exit, u[n][2 * r + 1] *= to_exit;
+            sums.leaves[r] = fmaf(u[n][2 * r], low_value(pair), sums.leaves[r]);
+            sums.leaves[r] = fmaf(u[n][2 * r + 1], high_value(pair), sums.leaves[r]);
+        }
+    }
+}
+
+// dx takes x's place, which only this lane reads now.
+template <int kWidth>
+__device__ __forceinline__ void write_d_x(const float (&u)[kWidth / 16][4], RowSums& sums, unsigned char* x,
+                                          const unsigned char* d_y, const StepValues& values, float d,
+                                          const WarpPlace& at) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+        const float delta = values.delta[at.i(r)];
+#pragma unroll
+        for (int n = 0; n < kWidth / 16; ++n) {
+            const int offset = at.i(r) * 2 * (kWidth + 8) + at.j(n, kWidth / 2) * 2;
+            uint32_t* place = reinterpret_cast<uint32_t*>(x + offset);
+            const uint32_t pair = *place, d_pair = *reinterpret_cast<const uint32_t*>(d_y + offset);
+            sums.direct[r] = fmaf(u[n][2 * r], low_value(pair), sums.direct[r]);
+            sums.direct[r] = fmaf(u[n][2 * r + 1], high_value(pair), sums.direct[r]);
+            sums.skip[r] = fmaf(low_value(d_pair), low_value(pair), sums.skip[r]);
+            sums.skip[r] = fmaf(high_value(d_pair), high_value(pair), sums.skip[r]);
+            *place = pack_bf16(fmaf(delta, u[n][2 * r], d * low_value(d_pair)),
+                               fmaf(delta, u[n][2 * r + 1], d * high_value(d_pair)));
+        }
+    }
+}
+
+// The warp's sums to its half's place.
+__device__ __forceinline__ void write_sums(PairSums& to, const RowSums& sums, const StepValues& values,
+                                           const WarpPlace& at) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+        const int i = at.i(r);
+        const float within = sum_of_row(sums.within[r]), leaves = sum_of_row(sums.leaves[r]);
+        const float direct = sum_of_row(sums.direct[r]), skip = sum_of_row(sums.skip[r]);
+        if (at.lane % 4 > 0) continue;
+        to.within[i] = within;
+        to.leaves[i] = leaves * values.delta[i];
+        to.direct[i] = direct;
+        to.skip[i] = skip;
+    }
+}
+
+// kAligned: all rows begin on 16 bytes.
+template <int kWidth, int kState, bool kAligned>
+__global__ void __launch_bounds__(kThreads, kAligned ? 2 : 1) pairs_kernel(const Params p) {
+    using L = Layout<kWidth, kState>;
     extern __shared__ __align__(128) unsigned char shared[];
-    const uint32_t base = shared_address(shared);
+    unsigned char* rest = shared + p.stages * L::kStage;
+    const uint32_t base = shared_address(shared), b = shared_address(rest + L::kB);
+    const uint32_t scores = shared_address(rest + L::kScores), paths = shared_address(rest + L::kPaths);
+    PairSums* sums = reinterpret_cast<PairSums*>(rest + L::kSums);
     const Place place(p);
     const StepRange range(p, place.step);
     const WarpPlace at;
-    const int thread = threadIdx.x, lane = at.lane;
-    const uint16_t* rows = p.xbc + place.token * p.conv_channels;
+    const Loads<kWidth, kState, kAligned> load{p, place, range, p.xbc + place.token * p.conv_channels};
     const int parts = (p.state + kState - 1) / kState;
     const bool one_tile = p.channel_tiles == 1, stays = one_tile && parts == 1;
-    const StepValues& values = *reinterpret_cast<const StepValues*>(shared + L::kValues);
-    float* sums = reinterpret_cast<float*>(shared + L::kSums) + at.half * (sizeof(PairSums) / 4);
     int32_t* marks = nullptr;
     if (p.marks) {
-        marks = reinterpret_cast<int32_t*>(shared + L::kMarks);
-        if (thread < kStep) marks[thread] = p.marks[place.at_step * kStep + thread];
+        marks = reinterpret_cast<int32_t*>(rest + L::kMarks);
+        if (threadIdx.x < kStep) marks[threadIdx.x] = p.marks[place.at_step * kStep + threadIdx.x];
     }
-    const auto load_part = [&](int to, int64_t offset, int part) {
-        load_tile<kStep, kState / 8>(
-            base + to, {rows + offset + int64_t{place.group} * p.state + part * kState, p.conv_channels,
-                        range.count, p.state - part * kState, p.bc_aligned});
-    };
 
+    const int first_head = place.group * p.heads_per_group;
     float cb[kTiles][4] = {}, m[kTiles][4] = {};
     for (int part = 0; part < parts; ++part) {
+        const uint32_t c = base + (p.stages - 1) * L::kStage;
         __syncthreads();
-        load_part(L::kB, p.b_offset, part);
-        load_part(L::kC, p.c_offset, part);
+        load.part(b, p.b_offset, part);
+        load.part(c, p.c_offset, part);
+        if (p.stages == 2) load.head(base, first_head, stays);
         wait_for_tiles();
-        add_lower_product<kState>(cb, base + L::kC, base + L::kB, L::kStatePitch, at,
-                                  min(kState, p.state - part * kState));
+        add_lower_product<kState>(cb, c, b, L::kStatePitch, at, min(kState, p.state - part * kState));
     }
 
-    for (int head = place.group * p.heads_per_group; head < (place.group + 1) * p.heads_per_group; ++head) {
+    for (int n = 0; n < p.heads_per_group; ++n) {
+        const int head = first_head + n;
         const int64_t at_head = place.at_step * p.heads + head;
-        const int64_t x_at = int64_t{head} * p.head_dim;
-        const auto channels_of = [&](int tile) {
-            return min(p.tile_width, p.head_dim - tile * p.tile_width);
-        };
-        const auto load_x = [&](int tile) {
-            const int64_t from = x_at + tile * p.tile_width;
-            load_tile<kStep, kWidth / 8>(
-                base + L::kX, {rows + from, p.conv_channels, range.count, channels_of(tile), p.x_aligned});
-            load_tile<kStep, kWidth / 8>(base + L::kDy, {p.d_y + place.token * p.inner + from, p.inner,
-                                                         range.count, channels_of(tile), p.d_y_aligned});
-        };
-        const auto load_leaving = [&](int tile, int part) {
-            load_tile<kWidth, kState / 8>(
-                base + L::kLeaving, {p.leaving + at_head * p.head_elements() +
-                                         int64_t{tile} * p.tile_width * p.state_pitch + part * kState,
-                                     p.state_pitch, channels_of(tile), p.state_pitch - part * kState, true});
-        };
+        unsigned char* of_head = shared + (n & (p.stages - 1)) * L::kStage;
+        const uint32_t stage = shared_address(of_head);
+        const StepValues& values = *reinterpret_cast<const StepValues*>(of_head + L::kValues);
+        if (p.stages == 1) {
+            __syncthreads();  // everyone is done with the head before
+            load.head(stage, head, stays);
+        }
+        wait_for_tiles();
+        if (p.stages == 2 && n + 1 < p.heads_per_group)
+            load.head(base + (n + 1) % 2 * L::kStage, head + 1, stays);
 
-        __syncthreads();
-        load_values(base + L::kValues, p.values[at_head]);
-        if (stays) load_leaving(0, 0);
         float gram[kTiles][4] = {};
         for (int tile = 0; tile < p.channel_tiles; ++tile) {
-            if (tile > 0) __syncthreads();
-            load_x(tile);
-            wait_for_tiles();
-            add_lower_product<kWidth>(gram, base + L::kDy, base + L::kX, L::kXPitch, at, channels_of(tile));
+            if (tile > 0) {
+                __syncthreads();
+                load.x(stage, head, tile);
+                wait_for_tiles();
+            }
+            add_lower_product<kWidth>(gram, stage + L::kDy, stage + L::kX, L::kXPitch, at,
+                                      load.channels(tile));
         }
-        weigh_pairs(gram, cb, m, shared + L::kScores, shared + L::kPaths, values, marks, at);
+        weigh_pairs(gram, cb, m, rest + L::kScores, rest + L::kPaths, values, marks, at);
         __syncthreads();
-        float within[2] = {}, leaves[2] = {}, direct[2] = {}, skip[2] = {};
-        sum_paths(within, base + L::kPaths, at);
+        RowSums of_rows;
+        sum_paths(of_rows.within, paths, at);
 
         for (int tile = 0; tile < p.channel_tiles; ++tile) {
-            const int channels = channels_of(tile);
-            float u[kUTiles][4] = {};
+            float u[kWidth / 16][4] = {};
             for (int part = 0; part < parts; ++part) {
                 if (!stays) {
                     __syncthreads();
-                    if (!one_tile && part == 0) load_x(tile);
-                    load_leaving(tile, part);
-                    if (parts > 1) load_part(L::kB, p.b_offset, part);
+                    if (!one_tile && part == 0) load.x(stage, head, tile);
+                    load.leaving(stage, head, tile, part);
+                    if (parts > 1) load.part(b, p.b_offset, part);
                     wait_for_tiles();
                 }
-#pragma unroll
-                for (int k = 0; k < kState; k += 16) {
-                    if (k >= p.state - part * kState) break;
-                    uint32_t left[4];
-                    load_left<false>(left, base + L::kB, L::kStatePitch, at.row, k);
-#pragma unroll
-                    for (int n = 0; n < kUTiles / 2; ++n) {
-                        uint32_t right[4];
-                        load_right<false>(right, base + L::kLeaving, L::kStatePitch, at.half * kHalf + n * 16,
-                                          k);
-                        multiply_add_16(u[2 * n], u[2 * n + 1], left, right);
-                    }
-                }
+                add_from_exit<kWidth, kState>(u, b, stage + L::kLeaving, at, p.state - part * kState);
             }
-#pragma unroll
-            for (int r = 0; r < 2; ++r) {
-                const float to_exit = values.to_exit[at.i(r)];
-#pragma unroll
-                for (int n = 0; n < kUTiles; ++n) {
-                    const uint32_t x = *reinterpret_cast<const uint32_t*>(
-                        shared + L::kX + at.i(r) * L::kXPitch + at.j(n, kHalf) * 2);
-                    u[n][2 * r] *= to_exit, u[n][2 * r + 1] *= to_exit;
-                    leaves[r] = fmaf(u[n][2 * r], low_value(x), leaves[r]);
-                    leaves[r] = fmaf(u[n][2 * r + 1], high_value(x), leaves[r]);
-                }
-            }
-#pragma unroll
-            for (int k = 0; k < kStep; k += 16) {
-                if (k < at.row) continue;
-                uint32_t left[4];
-                load_left<true>(left, base + L::kScores, kPairsPitch, at.row, k);
-#pragma unroll
-                for (int n = 0; n < kUTiles / 2; ++n) {
-                    uint32_t right[4];
-                    load_right<true>(right, base + L::kDy, L::kXPitch, at.half * kHalf + n * 16, k);
-                    multiply_add_16(u[2 * n], u[2 * n + 1], left, right);
-                }
-            }
-            // dx takes x's place, which only this lane reads now.
-            const float d = p.d[head];
-#pragma unroll
-            for (int r = 0; r < 2; ++r) {
-                const float delta = values.delta[at.i(r)];
-#pragma unroll
-                for (int n = 0; n < kUTiles; ++n) {
-                    const int offset = at.i(r) * L::kXPitch + at.j(n, kHalf) * 2;
-                    uint32_t* x_place = reinterpret_cast<uint32_t*>(shared + L::kX + offset);
-                    const uint32_t x = *x_place;
-                    const uint32_t d_y = *reinterpret_cast<const uint32_t*>(shared + L::kDy + offset);
-                    direct[r] = fmaf(u[n][2 * r], low_value(x), direct[r]);
-                    direct[r] = fmaf(u[n][2 * r + 1], high_value(x), direct[r]);
-                    skip[r] = fmaf(low_value(d_y), low_value(x), skip[r]);
-                    skip[r] = fmaf(high_value(d_y), high_value(x), skip[r]);
-                    *x_place = pack_bf16(fmaf(delta, u[n][2 * r], d * low_value(d_y)),
-                                         fmaf(delta, u[n][2 * r + 1], d * high_value(d_y)));
-                }
-            }
+            decay_from_exit<kWidth>(u, of_rows, of_head + L::kX, values, at);
+            add_within_step<kWidth>(u, scores, stage + L::kDy, at);
+            write_d_x<kWidth>(u, of_rows, of_head + L::kX, of_head + L::kDy, values, p.d[head], at);
+            if (tile == p.channel_tiles - 1) write_sums(sums[at.half], of_rows, values, at);
             __syncthreads();
-            store_tile<kWidth / 8>(p.d_xbc + place.token * p.conv_channels + x_at + tile * p.tile_width,
-                                   p.conv_channels, shared + L::kX, range.count, channels, p.d_x_aligned);
+            store_tile<kWidth / 8, kThreads>(
+                p.d_xbc + place.token * p.conv_channels + int64_t{head} * p.head_dim + tile * p.tile_width,
+                p.conv_channels, of_head + L::kX, range.count, load.channels(tile), p.d_x_aligned);
         }
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-            const float of_row[4] = {sum_of_row(within[r]), sum_of_row(leaves[r]) * values.delta[at.i(r)],
-                                     sum_of_row(direct[r]), sum_of_row(skip[r])};
-            if (lane % 4 == 0)
-#pragma unroll
-                for (int q = 0; q < 4; ++q) sums[q * kStep + at.i(r)] = of_row[q];
-        }
-        __syncthreads();
-        const float* both = reinterpret_cast<const float*>(shared + L::kSums);
-        reinterpret_cast<float*>(&p.pair_sums[at_head])[thread] = both[thread] + both[4 * kStep + thread];
+        const float* both = reinterpret_cast<const float*>(sums);
+        reinterpret_cast<float*>(&p.pair_sums[at_head])[threadIdx.x] =
+            both[threadIdx.x] + both[kThreads + threadIdx.x];
     }
 
     uint16_t* d_scores = p.d_scores + (place.at_step * p.groups + place.group) * (kStep * kStep);
@@ -308,10 +410,12 @@ __global__ void __launch_bounds__(kThreads, 2) pairs_kernel(const Params p) {
 }
 static_assert(sizeof(PairSums) == 4 * kThreads);
 
-template <int kWidth, int kState>
-void launch(const Context& context, const Params& p) {
-    launch(context, pairs_kernel<kWidth, kState>, p.batch * p.steps * p.groups, kThreads,
-           Layout<kWidth, kState>::kBytes, p);
+template <int kWidth, int kState, bool kAligned = true>
+void launch(const Context& context, Params p) {
+    using L = Layout<kWidth, kState>;
+    p.stages = p.channel_tiles == 1 && p.state <= kState && two_stages_fit(context, L::bytes(2)) ? 2 : 1;
+    launch(context, pairs_kernel<kWidth, kState, kAligned>, p.batch * p.steps * p.groups, kThreads,
+           L::bytes(p.stages), p);
 }
 template <int kState>
 void launch(const Context& context, const Params& p) {
@@ -321,7 +425,9 @@ void launch(const Context& context, const Params& p) {
 }  // namespace
 
 void take_pairs(const Context& context, const Params& p) {
-    if (p.state <= 32)
+    if (!p.all_aligned())
+        launch<64, 128, false>(context, p);
+    else if (p.state <= 32)
         launch<32>(context, p);
     else if (p.state <= 64)
         launch<64>(context, p);
@@ -329,4 +435,4 @@ void take_pairs(const Context& context, const Params& p) {
         launch<128>(context, p);
 }
 
-}  // namespace minipuzzle::cuda::ssd_backward
+}  // namespace minipuzzle::cuda::plain_backward

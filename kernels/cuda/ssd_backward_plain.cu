@@ -20,7 +20,7 @@
 #include "kernels/cuda/ssd_plain.h"
 
 namespace minipuzzle::cuda {
-namespace ssd_backward {
+namespace plain_backward {
 namespace {
 
 // ---- step sizes
@@ -59,12 +59,17 @@ __global__ void __launch_bounds__(256) steps_kernel(const Params p) {
     if (p.document && thread < kStep) documents[thread] = p.document[token + min(thread, range.count - 1)];
     if (const int head = first_head + lane; head < p.heads) {
         const float bias = p.dt_bias[head];
-        for (int i = warp; i < kStep; i += 8)
-            raw[lane][i] =
-                i < range.count
-                    ? step_size(bf16_value(p.zxbcdt[(token + i + 1) * p.projection - p.heads + head]) + bias,
-                                p)
-                    : RawStep{0.0f, 0.0f};
+        uint16_t dt[kStep / 8];  // all of them are under way before the first is used
+#pragma unroll
+        for (int n = 0; n < kStep / 8; ++n) {
+            const int i = warp + 8 * n;
+            dt[n] = i < range.count ? p.zxbcdt[(token + i + 1) * p.projection - p.heads + head] : 0;
+        }
+#pragma unroll
+        for (int n = 0; n < kStep / 8; ++n) {
+            const int i = warp + 8 * n;
+            raw[lane][i] = i < range.count ? step_size(bf16_value(dt[n]) + bias, p) : RawStep{0.0f, 0.0f};
+        }
     }
     __syncthreads();
     if (thread < kStep) {
@@ -297,24 +302,25 @@ void finish(const Context& context, const Params& p) {
     launch(context, parameters_kernel, 3 * int64_t{p.heads}, 256, 0, p);
 }
 
-}  // namespace ssd_backward
+}  // namespace plain_backward
 
 int64_t ssd_backward_plain_scratch_bytes(const SsdBackward& args) {
-    ssd_backward::Params p{};
-    ssd_backward::set_sizes(p, args);
-    return ssd_backward::set_scratch(p, bool(args.document), nullptr);
+    plain_backward::Params p{};
+    plain_backward::set_sizes(p, args);
+    return plain_backward::set_scratch(p, bool(args.document), nullptr);
 }
 
 void ssd_backward_plain(const Context& context, const SsdBackward& args) {
-    ssd_backward::Params p{};
-    ssd_backward::set_sizes(p, args);
-    MP_ASSERT(context.scratch_capacity >= ssd_backward::set_scratch(p, bool(args.document), context.scratch));
-    ssd_backward::set_tensors(p, args);
-    ssd_backward::take_steps(context, p);
-    ssd_backward::walk_states(context, p);
-    ssd_backward::take_pairs(context, p);
-    ssd_backward::take_shared(context, p);
-    ssd_backward::finish(context, p);
+    plain_backward::Params p{};
+    plain_backward::set_sizes(p, args);
+    const int64_t bytes = plain_backward::set_scratch(p, bool(args.document), context.scratch);
+    MP_ASSERT(context.scratch_capacity >= bytes);
+    plain_backward::set_tensors(p, args);
+    plain_backward::take_steps(context, p);
+    plain_backward::walk_states(context, p);
+    plain_backward::take_pairs(context, p);
+    plain_backward::take_shared(context, p);
+    plain_backward::finish(context, p);
 }
 
 }  // namespace minipuzzle::cuda

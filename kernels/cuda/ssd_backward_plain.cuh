@@ -7,7 +7,7 @@
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/mma.cuh"
 
-namespace minipuzzle::cuda::ssd_backward {
+namespace minipuzzle::cuda::plain_backward {
 
 inline constexpr int kStep = 64;  // tokens of a step
 inline constexpr int kPairsPitch = 2 * (kStep + 8);
@@ -53,8 +53,10 @@ struct Params {
     int state_pitch;                // of rows of entering and leaving: a multiple of 8
     int column_tiles;               // the state in tiles of the widths that column_tile() gives
     int channel_tiles, tile_width;  // of a head's channels; the width is a multiple of 16, at most 64
+    int stages;                     // of loads in shared memory, set where a kernel is launched
     float dt_min, dt_max;
     bool x_aligned, bc_aligned, d_y_aligned, d_x_aligned, d_bc_aligned;  // rows begin on 16 bytes
+    __host__ bool all_aligned() const { return x_aligned && bc_aligned && d_y_aligned; }
 
     __host__ __device__ int64_t head_elements() const { return int64_t{head_dim} * state_pitch; }
 };
@@ -81,36 +83,39 @@ struct Rows {
     bool aligned;  // rows begin on 16 bytes and columns come in eights
 };
 
-// kRows rows of kPieces pieces (16 bytes) to shared memory.
-template <int kRows, int kPieces>
+// kRows rows of kPieces pieces (16 bytes) to shared memory by kThreads threads: a thread keeps its piece and
+// goes down the rows.
+template <int kRows, int kPieces, int kThreads>
 __device__ __forceinline__ void load_tile(uint32_t to, const Rows& source) {
-    constexpr int kPitch = 2 * (kPieces * 8 + 8);
-    const int threads = static_cast<int>(blockDim.x);
+    constexpr int kPitch = 2 * (kPieces * 8 + 8), kRowsApart = kThreads / kPieces;
+    const int piece = static_cast<int>(threadIdx.x) % kPieces;
+    const int first_row = static_cast<int>(threadIdx.x) / kPieces;
+    const uint16_t* from = source.from + first_row * source.pitch + piece * 8;
+    const int columns = source.columns - piece * 8;
+    to += first_row * kPitch + piece * 16;
     if (source.aligned) {
-        for (int i = static_cast<int>(threadIdx.x); i < kRows * kPieces; i += threads) {
-            const int row = i / kPieces, piece = i % kPieces;
-            copy_async(to + row * kPitch + piece * 16, source.from + row * source.pitch + piece * 8,
-                       row < source.rows && piece * 8 < source.columns);
-        }
+#pragma unroll
+        for (int row = 0; row < kRows; row += kRowsApart)
+            if (kRows % kRowsApart == 0 || first_row + row < kRows)
+                copy_async(to + row * kPitch, from + row * source.pitch,
+                           first_row + row < source.rows && columns > 0);
     } else {
 #pragma unroll 1
-        for (int i = static_cast<int>(threadIdx.x); i < kRows * kPieces; i += threads) {
-            const int row = i / kPieces, piece = i % kPieces;
-            store_shared(to + row * kPitch + piece * 16,
-                         gather_16(source.from + row * source.pitch + piece * 8,
-                                   row < source.rows ? source.columns - piece * 8 : 0));
-        }
+        for (int row = 0; row < kRows; row += kRowsApart)
+            if (kRows % kRowsApart == 0 || first_row + row < kRows)
+                store_shared(to + row * kPitch, gather_16(from + row * source.pitch,
+                                                          first_row + row < source.rows ? columns : 0));
     }
 }
 
 // The other way: the values that exist.
-template <int kPieces>
+template <int kPieces, int kThreads>
 __device__ __forceinline__ void store_tile(uint16_t* to, int64_t to_pitch, const unsigned char* from,
                                            int rows, int columns, bool aligned) {
     constexpr int kPitch = 2 * (kPieces * 8 + 8);
-    const int threads = static_cast<int>(blockDim.x);
     if (aligned) {
-        for (int i = static_cast<int>(threadIdx.x); i < rows * kPieces; i += threads) {
+#pragma unroll 2
+        for (int i = static_cast<int>(threadIdx.x); i < rows * kPieces; i += kThreads) {
             const int row = i / kPieces, piece = i % kPieces;
             if (piece * 8 < columns)
                 *reinterpret_cast<uint4*>(to + row * to_pitch + piece * 8) =
@@ -118,7 +123,7 @@ __device__ __forceinline__ void store_tile(uint16_t* to, int64_t to_pitch, const
         }
     } else {
 #pragma unroll 1
-        for (int i = static_cast<int>(threadIdx.x); i < rows * kPieces * 8; i += threads) {
+        for (int i = static_cast<int>(threadIdx.x); i < rows * kPieces * 8; i += kThreads) {
             const int row = i / (kPieces * 8), column = i % (kPieces * 8);
             if (column < columns)
                 to[row * to_pitch + column] = reinterpret_cast<const uint16_t*>(from + row * kPitch)[column];
@@ -187,6 +192,12 @@ void take_pairs(const Context& context, const Params& p);
 void take_shared(const Context& context, const Params& p);
 void finish(const Context& context, const Params& p);
 
+// Whether two blocks of this much shared memory fit a multiprocessor, which has a little more than a block
+// may take.
+inline bool two_stages_fit(const Context& context, int bytes) {
+    return 2 * (bytes + 1024) <= context.shared_memory_per_block + 1024;
+}
+
 // Blocks of `threads` threads with `shared` bytes of dynamic shared memory.
 template <class Kernel>
 void launch(const Context& context, Kernel* kernel, int64_t blocks, int threads, int shared,
@@ -199,4 +210,4 @@ void launch(const Context& context, Kernel* kernel, int64_t blocks, int threads,
     MP_CUDA_LAUNCHED();
 }
 
-}  // namespace minipuzzle::cuda::ssd_backward
+}  // namespace minipuzzle::cuda::plain_backward

@@ -1,18 +1,17 @@
-// The vocabulary losses and their gradient. Token chunks are outermost, so that float32 logits of all tokens
-// never exist at once: the chunk's logits are one product a model, one kernel takes each row's log-sum-exps
-// and losses and leaves the row's gradient where the student's logits lay, and two products carry it on to
-// the hidden states and to the head.
+// The vocabulary losses and their gradient. Logits of all tokens never exist at once, neither in float32 nor
+// their gradient in bf16: a block of tokens has room for the gradient of its logits, a chunk of that block
+// for the logits themselves. A chunk's logits are one product a model, and one kernel takes each row's
+// log-sum-exps and losses and writes the row's gradient; over a whole block two products carry that on to the
+// hidden states and to the head. (The head's gradient is read and written once a block, which is why blocks
+// are larger than chunks.)
 //
-// A row belongs to one block. It goes over the row twice: first each thread keeps online softmaxes (Milakov &
-// Gimelshein 2018) in float32 over its columns, batch by batch, and threads are combined in double, in an
-// order fixed by the vocabulary alone; then the gradient is formed and written as bf16, from the row's first
-// byte on. Column v lands where column v / 2 was, which the block has read by then (write_gradient sees to
-// it).
+// A row belongs to one thread block, which goes over it twice: first each thread keeps online softmaxes
+// (Milakov & Gimelshein 2018) in float32 over its columns, batch by batch, and threads are combined in
+// double, in an order fixed by the vocabulary alone; then the gradient is formed.
 //
 // With z the student's logits, t the teacher's, T the temperature, p = softmax(z / T), q = softmax(t / T):
-//   T^2 KL(q || p) = T sum q (t - z) + T^2 (lse(z / T) - lse(t / T)),     d / dz_v = T (p_v - q_v)
-//   T^2 KL(p || q) = T sum p (z - t) + T^2 (lse(t / T) - lse(z / T)),     d / dz_v = p_v (z_v - t_v - sum p
-//   (z - t))
+//   T^2 KL(q || p) = T sum q (t - z) + T^2 (lse(z / T) - lse(t / T)),  derivative T (p_v - q_v)
+//   T^2 KL(p || q) = T sum p (z - t) + T^2 (lse(t / T) - lse(z / T)),  p_v (z_v - t_v - sum p (z - t))
 // Exponentials are powers of two of a z, with a the float32 nearest to L / T, so that what is computed are
 // softmaxes at a temperature off by less than 2^-24 of itself, whatever the logits' size.
 #include <algorithm>
@@ -31,7 +30,7 @@ namespace {
 
 // Pointers stand at the chunk's first row; outputs may be null.
 struct LossRows {
-    float* logits;            // [rows, vocabulary]
+    const float* logits;      // [rows, vocabulary]
     const float* teacher;     // [rows, vocabulary]; null without a teacher
     const float* thresholds;  // [rows]: the teacher's least logit that counts; null where all count
     int64_t vocabulary;
@@ -40,9 +39,9 @@ struct LossRows {
     double temperature;
     float softening;   // a
     bool separate_ce;  // the cross-entropy's softmax is not the softened one
-    bool has_gradient;
-    double ce_scale, kl_scale,
-        reverse_scale;  // what the gradients of ce, T^2 KL and T^2 reverse KL count for
+    bf16* gradient;    // [rows, vocabulary], out
+    // What the gradients of ce, T^2 KL and T^2 reverse KL count for.
+    double ce_scale, kl_scale, reverse_scale;
 };
 
 // The largest logit so far. Sums are relative to 2^shift, shift = factor * largest as rounded: here, never
@@ -167,10 +166,11 @@ __device__ GradientFactors finish_row(const LossRows& args, int64_t r, const Lar
     const double ce_factor = args.ce_scale / hard_sum;
     double soft_factor = args.separate_ce ? 0 : ce_factor;
     if constexpr (kTeacher) {
-        // T (log-sum-exp of z / T less that of t / T): in base 2, a units to one of a logit.
-        const double difference = (static_cast<double>(factors.soft_shift) + log2(sums[soft]) -
-                                   static_cast<double>(factors.taught_shift) - log2(sums[taught])) /
-                                  static_cast<double>(a);
+        // T (log-sum-exp of z / T less that of t / T): in base 2, a units to one of a logit. Equal logits
+        // give 0.
+        const double soft_lse = static_cast<double>(factors.soft_shift) + log2(sums[soft]);
+        const double taught_lse = static_cast<double>(factors.taught_shift) + log2(sums[taught]);
+        const double difference = (soft_lse - taught_lse) / static_cast<double>(a);
         const double gap = sums[soft_gap] / sums[soft];
         const double kl = temperature * (sums[taught_gap] / sums[taught] + difference);
         const double reverse = temperature * (gap - difference);
@@ -218,11 +218,12 @@ __device__ GradientFactors sum_row(const LossRows& args, int64_t r) {
 
 // ---- the gradient -------------------------------------------------------------------------------
 
+// The values of one step, past the caches: nothing reads them before the block's products.
 template <bool kVector>
 __device__ void store_step(bf16* to, const float* values) {
     if constexpr (kVector)
-        *reinterpret_cast<uint2*>(to) =
-            make_uint2(pack_pair(values[0], values[1]), pack_pair(values[2], values[3]));
+        __stcs(reinterpret_cast<uint2*>(to),
+               make_uint2(pack_pair(values[0], values[1]), pack_pair(values[2], values[3])));
     else
         *to = __float2bfloat16_rn(values[0]);
 }
@@ -232,59 +233,46 @@ template <int kThreads, bool kVector>
 __device__ void clear_gradient(const LossRows& args, int64_t r) {
     using RowColumns = Columns<kThreads, kVector>;
     constexpr float kZeros[4] = {};
-    bf16* gradient = reinterpret_cast<bf16*>(args.logits + r * args.vocabulary);
+    bf16* gradient = args.gradient + r * args.vocabulary;
     for (int64_t v = RowColumns::first(); v < args.vocabulary; v += kThreads * RowColumns::kStep)
         store_step<kVector>(gradient + v, kZeros);
 }
 
-// Second time over the row. Columns v up to `end` are written over the logits of columns up to end / 2:
-// before that every thread must have read so far, which takes a barrier only each time `end` has doubled.
+// The gradient at one column.
+template <bool kTeacher>
+__device__ float gradient_at(float z, float t, const LossRows& args, const GradientFactors& factors,
+                             float threshold) {
+    float sum = 0;
+    if (args.separate_ce) sum = factors.hard * scaled_exponential(z, kLog2E, factors.hard_shift);
+    const float e = scaled_exponential(z, args.softening, factors.soft_shift);
+    if constexpr (!kTeacher) return fmaf(e, factors.soft, sum);
+    sum = fmaf(e, fmaf(factors.soft_gap, z - t, factors.soft), sum);
+    if (t < threshold) return sum;
+    return fmaf(-factors.taught, scaled_exponential(t, args.softening, factors.taught_shift), sum);
+}
+
+// Second time over the row.
 template <int kThreads, bool kVector, bool kTeacher>
 __device__ void write_gradient(const LossRows& args, int64_t r, const GradientFactors& factors) {
     using RowColumns = Columns<kThreads, kVector>;
-    constexpr int kStep = RowColumns::kStep;
-    const int vocabulary = static_cast<int>(args.vocabulary), target = args.targets[r];
     const float* z = args.logits + r * args.vocabulary;
     const float* t = kTeacher ? args.teacher + r * args.vocabulary : nullptr;
-    const float a = args.softening, threshold = args.thresholds ? args.thresholds[r] : -INFINITY;
-    bf16* gradient = reinterpret_cast<bf16*>(args.logits + r * args.vocabulary);
-
-    int read_by_all = 0;
-    for (int block = 0; block < vocabulary; block += RowColumns::kStride) {
-        const int begin = block + RowColumns::first();
-        float values[kBatch] = {}, taught[kBatch] = {};
+    const float threshold = args.thresholds ? args.thresholds[r] : -INFINITY;
+    const int target = args.targets[r];
+    bf16* gradient = args.gradient + r * args.vocabulary;
+    RowColumns::for_each(static_cast<int>(args.vocabulary), [&]<int kCount>(int begin, Count<kCount>) {
+        float values[kCount], taught[kCount];
+        RowColumns::load(z, begin, values);
+        if constexpr (kTeacher) RowColumns::load(t, begin, taught);
 #pragma unroll
-        for (int j = 0; j < kBatch; j += kStep) {
-            const int v = RowColumns::of(begin, j);
-            if (v >= vocabulary) continue;
-            RowColumns::load_step(z + v, values + j);
-            if constexpr (kTeacher) RowColumns::load_step(t + v, taught + j);
-        }
-        if (block + RowColumns::kStride > 2 * read_by_all) {
-            __syncthreads();
-            read_by_all = block + RowColumns::kStride;
+        for (int j = 0; j < kCount; ++j) {
+            values[j] = gradient_at<kTeacher>(values[j], kTeacher ? taught[j] : 0, args, factors, threshold);
+            if (RowColumns::of(begin, j) == target) values[j] -= factors.target;
         }
 #pragma unroll
-        for (int j = 0; j < kBatch; ++j) {
-            const float value = values[j];
-            float sum = 0;
-            if (args.separate_ce) sum = factors.hard * scaled_exponential(value, kLog2E, factors.hard_shift);
-            const float e = scaled_exponential(value, a, factors.soft_shift);
-            if constexpr (kTeacher) {
-                sum = fmaf(e, fmaf(factors.soft_gap, value - taught[j], factors.soft), sum);
-                if (taught[j] >= threshold)
-                    sum = fmaf(-factors.taught, scaled_exponential(taught[j], a, factors.taught_shift), sum);
-            } else {
-                sum = fmaf(e, factors.soft, sum);
-            }
-            values[j] = RowColumns::of(begin, j) == target ? sum - factors.target : sum;
-        }
-#pragma unroll
-        for (int j = 0; j < kBatch; j += kStep) {
-            const int v = RowColumns::of(begin, j);
-            if (v < vocabulary) store_step<kVector>(gradient + v, values + j);
-        }
-    }
+        for (int j = 0; j < kCount; j += RowColumns::kStep)
+            store_step<kVector>(gradient + RowColumns::of(begin, j), values + j);
+    });
 }
 
 // With a teacher 16 V bytes a row are read and 2 V written; two exponentials and about fourteen instructions
@@ -293,14 +281,14 @@ template <int kThreads, bool kVector, bool kTeacher>
 __device__ void vocabulary_loss_row(const LossRows& args) {
     const int64_t r = blockIdx.x;
     if (args.targets[r] < 0) {
-        if (args.has_gradient) clear_gradient<kThreads, kVector>(args, r);
+        if (args.gradient) clear_gradient<kThreads, kVector>(args, r);
         if (threadIdx.x > 0) return;
         set(args.ce, r, 0);
         if constexpr (kTeacher) set(args.kl, r, 0), set(args.reverse_kl, r, 0);
         return;
     }
     const GradientFactors factors = sum_row<kThreads, kVector, kTeacher>(args, r);
-    if (args.has_gradient) write_gradient<kThreads, kVector, kTeacher>(args, r, factors);
+    if (args.gradient) write_gradient<kThreads, kVector, kTeacher>(args, r, factors);
 }
 
 template <int kThreads, bool kVector>
@@ -315,9 +303,22 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads) cross_entropy_rows(
 
 // ---- launchers ----------------------------------------------------------------------------------
 
-constexpr int64_t kLogitsBytes = int64_t{2304} << 20;  // of float32 logits of one chunk, at most
-// Tiles of the library's products are 128, 192 or 256 rows high.
-constexpr int64_t kRowStep = 768, kRowTile = 256;
+// Of a chunk's float32 logits and of a block's bf16 gradient, at most.
+constexpr int64_t kLogitsBytes = int64_t{1} << 30, kGradientBytes = int64_t{1} << 30;
+constexpr int64_t kRowStep = 256;  // tiles of the library's products are 128 or 256 rows high
+
+// Rows that `bytes` hold, in whole steps where there is one.
+int64_t fitting_rows(int64_t bytes, int64_t row_bytes) {
+    const int64_t fit = std::clamp<int64_t>(bytes / row_bytes, 1, INT_MAX);
+    return fit >= kRowStep ? fit / kRowStep * kRowStep : fit;
+}
+
+// `count` rows in parts of at most `most`: the size of all parts but the last, about as large.
+int64_t part_rows(int64_t count, int64_t most) {
+    if (count <= most) return count;
+    const int64_t even = div_up(count, div_up(count, most));
+    return std::min(most, div_up(even, kRowStep) * kRowStep);
+}
 
 bool wants_gradient(const VocabularyLoss& args) { return args.d_hidden || args.d_head; }
 
@@ -327,52 +328,56 @@ bool uses_teacher(const VocabularyLoss& args) {
     return args.teacher.head && (args.kl || args.reverse_kl || (wants_gradient(args) && counts));
 }
 
-// What a chunk needs, laid out in the scratch memory.
+// What a block and its chunks need, laid out in the scratch memory.
 struct Scratch {
-    int64_t most_rows;  // of a chunk, from the vocabulary alone
-    int64_t rows, logits_bytes, thresholds_bytes;
     bool teacher;
+    int64_t most_rows;  // of a block, from the vocabulary alone
+    int64_t block_rows, chunk_rows;
+    int64_t logits_bytes, gradient_bytes = 0, thresholds_bytes = 0;
 
     explicit Scratch(const VocabularyLoss& args) : teacher(uses_teacher(args)) {
-        const int64_t vocabulary = args.student.head.size(0), row_bytes = 4 * vocabulary * (teacher ? 2 : 1);
-        most_rows = std::clamp<int64_t>(kLogitsBytes / row_bytes, 1, INT_MAX);
-        for (const int64_t step : {kRowStep, kRowTile})
-            if (most_rows >= step) {
-                most_rows = most_rows / step * step;
-                break;
-            }
-        rows = std::min(most_rows, args.targets.size(0));
-        logits_bytes = aligned(rows * vocabulary * 4);
-        const bool selects = teacher && args.top_k > 0 && args.top_k < vocabulary;
-        thresholds_bytes = selects ? aligned(rows * 4) : 0;
+        const int64_t vocabulary = args.student.head.size(0), rows = args.targets.size(0);
+        most_rows = fitting_rows(kGradientBytes, 2 * vocabulary);
+        block_rows = part_rows(rows, most_rows);
+        chunk_rows = part_rows(block_rows, fitting_rows(kLogitsBytes, 4 * vocabulary * (teacher ? 2 : 1)));
+        logits_bytes = aligned(chunk_rows * vocabulary * 4);
+        if (wants_gradient(args)) gradient_bytes = aligned(block_rows * vocabulary * 2);
+        if (teacher && args.top_k > 0 && args.top_k < vocabulary) thresholds_bytes = aligned(chunk_rows * 4);
     }
 
-    int64_t bytes() const { return logits_bytes * (teacher ? 2 : 1) + thresholds_bytes; }
-    float* logits(std::byte* memory) const { return reinterpret_cast<float*>(memory); }
-    float* teacher_logits(std::byte* memory) const {
-        return teacher ? reinterpret_cast<float*>(memory + logits_bytes) : nullptr;
-    }
-    float* thresholds(std::byte* memory) const {
-        return thresholds_bytes > 0 ? reinterpret_cast<float*>(memory + 2 * logits_bytes) : nullptr;
-    }
+    int64_t bytes() const { return logits_bytes * (teacher ? 2 : 1) + gradient_bytes + thresholds_bytes; }
 };
 
-// Runs the chunks one after another.
-class LossChunks {
+// Runs the blocks one after another, and each block's chunks.
+class LossBlocks {
   public:
-    LossChunks(const Context& context, Products& products, const VocabularyLoss& args, const Scratch& scratch)
-        : context_(context),
-          products_(products),
-          args_(args),
-          scratch_(scratch),
-          logits_(scratch.logits(context.scratch)),
-          teacher_logits_(scratch.teacher_logits(context.scratch)),
-          thresholds_(scratch.thresholds(context.scratch)) {}
+    LossBlocks(const Context& context, Products& products, const VocabularyLoss& args, const Scratch& scratch)
+        : context_(context), products_(products), args_(args), scratch_(scratch) {
+        std::byte* next = context.scratch;
+        const auto take = [&](int64_t bytes) {
+            std::byte* memory = bytes > 0 ? next : nullptr;
+            next += bytes;
+            return memory;
+        };
+        logits_ = reinterpret_cast<float*>(take(scratch.logits_bytes));
+        teacher_logits_ = reinterpret_cast<float*>(take(scratch.teacher ? scratch.logits_bytes : 0));
+        gradient_ = reinterpret_cast<bf16*>(take(scratch.gradient_bytes));
+        thresholds_ = reinterpret_cast<float*>(take(scratch.thresholds_bytes));
+    }
 
     void run(int64_t begin, int64_t count) const {
+        for (int64_t chunk = 0; chunk < count; chunk += scratch_.chunk_rows)
+            run_chunk(begin + chunk, std::min(scratch_.chunk_rows, count - chunk),
+                      gradient_ ? gradient_ + chunk * args_.student.head.size(0) : nullptr);
+        if (args_.d_hidden) hidden_gradient(begin, count);
+        if (args_.d_head) head_gradient(begin, count);
+    }
+
+  private:
+    void run_chunk(int64_t begin, int64_t count, bf16* gradient) const {
         form_logits(args_.student, begin, count, logits_);
         if (teacher_logits_) form_logits(args_.teacher, begin, count, teacher_logits_);
-        const LossRows rows = loss_rows(begin);
+        const LossRows rows = loss_rows(begin, gradient);
         if (thresholds_)
             find_top_logits(
                 context_, {teacher_logits_, rows.vocabulary, rows.targets, args_.top_k, thresholds_}, count);
@@ -380,11 +385,8 @@ class LossChunks {
             MP_LAUNCH_ROWS(distillation_rows, context_, count, rows);
         else
             MP_LAUNCH_ROWS(cross_entropy_rows, context_, count, rows);
-        if (args_.d_hidden) hidden_gradient(begin, count);
-        if (args_.d_head) head_gradient(begin, count);
     }
 
-  private:
     void form_logits(const LmHead& lm, int64_t begin, int64_t count, float* logits) const {
         products_.run(context_, {.x = lm.hidden.slice(begin, count).data,
                                  .weight = lm.head.data,
@@ -395,7 +397,7 @@ class LossChunks {
                                  .out_type = DType::f32});
     }
 
-    LossRows loss_rows(int64_t begin) const {
+    LossRows loss_rows(int64_t begin, bf16* gradient) const {
         const bool teacher = teacher_logits_ != nullptr;
         const double temperature = teacher ? args_.temperature : 1;
         return {.logits = logits_,
@@ -409,37 +411,32 @@ class LossChunks {
                 .temperature = temperature,
                 .softening = static_cast<float>(M_LOG2E / temperature),
                 .separate_ce = temperature != 1 && (args_.ce || args_.ce_weight != 0),
-                .has_gradient = wants_gradient(args_),
+                .gradient = gradient,
                 .ce_scale = args_.scale * args_.ce_weight,
                 .kl_scale = args_.scale * args_.kl_weight,
                 .reverse_scale = args_.scale * args_.reverse_kl_weight};
     }
 
-    // The gradient lies in every other half of the logits' memory: rows are 2 V bf16 apart.
     void hidden_gradient(int64_t begin, int64_t count) const {
-        const int64_t vocabulary = args_.student.head.size(0);
         products_.run(context_, {.form = ProductForm::input_gradient,
-                                 .x = reinterpret_cast<const std::byte*>(logits_),
+                                 .x = reinterpret_cast<const std::byte*>(gradient_),
                                  .weight = args_.student.head.data,
                                  .out = args_.d_hidden.slice(begin, count).data,
                                  .rows = count,
-                                 .inputs = vocabulary,
+                                 .inputs = args_.student.head.size(0),
                                  .outputs = args_.d_hidden.size(1),
-                                 .x_pitch = 2 * vocabulary,
                                  .reference_rows = scratch_.most_rows});
     }
     void head_gradient(int64_t begin, int64_t count) const {
-        const int64_t vocabulary = args_.student.head.size(0);
         products_.run(context_, {.form = ProductForm::weight_gradient,
-                                 .x = reinterpret_cast<const std::byte*>(logits_),
+                                 .x = reinterpret_cast<const std::byte*>(gradient_),
                                  .weight = args_.student.hidden.slice(begin, count).data,
                                  .residual = args_.d_head.data,
                                  .out = args_.d_head.data,
-                                 .rows = vocabulary,
+                                 .rows = args_.student.head.size(0),
                                  .inputs = count,
                                  .outputs = args_.d_head.size(1),
-                                 .out_type = DType::f32,
-                                 .x_pitch = 2 * vocabulary});
+                                 .out_type = DType::f32});
     }
 
     const Context& context_;
@@ -447,22 +444,23 @@ class LossChunks {
     const VocabularyLoss& args_;
     const Scratch& scratch_;
     float *logits_, *teacher_logits_, *thresholds_;
+    bf16* gradient_;
 };
 
 }  // namespace
 
 // At the 8B shape (V 131072, D 4096) with a teacher as wide, 8192 tokens: four products of 8.8 TFLOP. Ideal
 // bytes of the rows: 6 V float32 a token (written, and read twice, by each model) and 3 V bf16, 29 GB; of the
-// head's gradient 4.3 GB a chunk. Products alone take 50 ms at 700 TFLOP/s.
+// head's gradient 4.3 GB a block. Products alone take 50 ms at 700 TFLOP/s.
 void run(const Context& context, Products& products, const VocabularyLoss& args) {
     const int64_t rows = args.targets.size(0), vocabulary = args.student.head.size(0);
     if (rows == 0) return;
     MP_ASSERT(vocabulary > 0 && vocabulary <= INT_MAX / 4 && rows <= INT_MAX);
     const Scratch scratch(args);
     MP_ASSERT(scratch.bytes() <= context.scratch_capacity);
-    const LossChunks chunks(context, products, args, scratch);
-    for (int64_t begin = 0; begin < rows; begin += scratch.rows)
-        chunks.run(begin, std::min(scratch.rows, rows - begin));
+    const LossBlocks blocks(context, products, args, scratch);
+    for (int64_t begin = 0; begin < rows; begin += scratch.block_rows)
+        blocks.run(begin, std::min(scratch.block_rows, rows - begin));
 }
 
 int64_t scratch_bytes(const VocabularyLoss& args) {

@@ -1,6 +1,7 @@
 #include "distill/trainer.h"
 
 #include <fmt/format.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -11,96 +12,21 @@
 #include "distill/run_log.h"
 #include "runtime/files.h"
 #include "tests/catch.h"
-#include "tests/distill/fixture.h"
+#include "tests/distill/lab.h"
 #include "tests/support/errors.h"
 
 using namespace minipuzzle;
 using namespace minipuzzle::distill;
+using test::check_same_result;
+using test::kSteps;
+using test::Lab;
+using test::names_in;
 using test::TempDir;
+using test::tiny_options;
 using test::TinyCorpus;
 namespace fs = std::filesystem;
 
 namespace {
-
-constexpr int64_t kSteps = 6;
-
-TrainOptions tiny_options() {
-    TrainOptions options;
-    options.batch = 4;
-    options.micro_batch = 3;
-    options.seq_len = 10;
-    options.tokens = kSteps * options.batch * options.seq_len;
-    options.learning_rate = 0.01;
-    options.warmup = 2;
-    options.save_every = 2;
-    options.loss = {.kl = 1, .ce = 0.2, .feature = 0.1};
-    return options;
-}
-
-// Another source's values, one of them NaN.
-struct Poisoned : ParameterSource {
-    const ParameterSource& values;
-    std::string fault;  // the canonical name of the tensor; "": none
-
-    Poisoned(const ParameterSource& source, std::string name) : values(source), fault(std::move(name)) {}
-    void read(const ParameterInfo& parameter, DType type, std::byte* host) const override {
-        values.read(parameter, type, host);
-    }
-    void fill(Backend& backend, const ParameterInfo& parameter, const Tensor& tensor) const override {
-        values.fill(backend, parameter, tensor);
-        if (parameter.slot.name == fault) tensor.as<float>()[0] = std::nanf("");
-    }
-};
-
-// A teacher of six layers, a student of three of them from other random weights; every run starts from the
-// same bytes.
-struct Lab {
-    std::unique_ptr<Backend> backend;
-    Architecture teacher = test::tiny_architecture("M-M*-M");
-    std::unique_ptr<ParameterSource> teacher_source = random_source(teacher, 2, 0.3);
-    int64_t teacher_weight_memory = 0;
-    TinyCorpus data;
-    TrainOptions options = tiny_options();
-    std::string student_weight_fault;  // a canonical name that gets a NaN before the run
-
-    explicit Lab(int threads = 2) : backend(make_cpu_backend(DType::f32, threads)) {}
-
-    TrainOutcome run(const fs::path& out) { return run(out, data.corpus); }
-    TrainOutcome run(const fs::path& out, const Corpus& corpus) {
-        Student student;
-        student.architecture = test::tiny_architecture("M*-");
-        const auto values = random_source(student.architecture, 1, 0.3);
-        const Poisoned source(*values, student_weight_fault);
-        student.source = &source;
-        student.config = test::tiny_config("M*-");
-        student.teacher_layers = {0, 3, 4};
-        student.origin = "random, seed 1";
-        const TrainJob job{.student = student,
-                           .teacher = {.architecture = &teacher,
-                                       .source = teacher_source.get(),
-                                       .from = StreamFrom::pinned_memory,
-                                       .weight_memory = teacher_weight_memory,
-                                       .origin = "two"},
-                           .corpus = corpus,
-                           .out = out,
-                           .provenance = {.command = "minipuzzle distill", .seed = 0},
-                           .inputs = {}};
-        return train(*backend, job, options);
-    }
-    // Stops the run once `steps` are done. Returns whether it was interrupted.
-    bool run_until(const fs::path& out, int64_t steps) {
-        int64_t polls = 0;
-        options.control.stop_requested = [&] { return polls++ == steps; };
-        bool interrupted = false;
-        try {
-            run(out);
-        } catch (const Interrupted&) {
-            interrupted = true;
-        }
-        options.control.stop_requested = nullptr;
-        return interrupted;
-    }
-};
 
 // A child process runs and is killed (SIGKILL) inside its `step`-th step.
 void run_and_kill(const fs::path& out, int64_t step) {
@@ -118,37 +44,6 @@ void run_and_kill(const fs::path& out, int64_t step) {
     int status = 0;
     REQUIRE(::waitpid(child, &status, 0) == child);
     REQUIRE((WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL));
-}
-
-std::string log_without_speed(const fs::path& out) {
-    std::ifstream file(out / "run.jsonl");
-    std::string line, text;
-    while (std::getline(file, line)) {
-        Json json = Json::parse(line);
-        for (const char* timing : {"tokens_per_second", "tflops"}) json.erase(timing);
-        text += json.dump() + "\n";
-    }
-    return text;
-}
-
-std::vector<std::string> names_in(const fs::path& folder) {
-    std::vector<std::string> names;
-    for (const auto& entry : fs::directory_iterator(folder))
-        names.push_back(entry.path().filename().string());
-    std::sort(names.begin(), names.end());
-    return names;
-}
-
-void check_same_result(const fs::path& expected, const fs::path& found) {
-    CHECK(names_in(found) == names_in(expected));
-    for (const std::string& name : names_in(expected)) {
-        INFO(name);
-        if (name == "run.jsonl")
-            CHECK(log_without_speed(found) == log_without_speed(expected));
-        else if (name != ".state")
-            CHECK(sha256_of_file(found / name) == sha256_of_file(expected / name));
-    }
-    CHECK(names_in(found / ".state") == std::vector<std::string>{"state.json"});
 }
 
 }  // namespace
@@ -301,6 +196,42 @@ TEST_CASE("NaN stops the run with the step and the first tensor at fault") {
     CHECK(late.find(fmt::format("step {}: ", logged + 1)) != std::string::npos);
     CHECK(fs::exists(folder / "steep" / ".state" / fmt::format("step-{}.safetensors", logged)));
     CHECK(!fs::exists(folder / "steep" / "config.json"));
+}
+
+// Files of this process may not grow beyond that while it lives, as on a full disk.
+class FileSizeLimit {
+  public:
+    explicit FileSizeLimit(rlim_t bytes) : handler_(::signal(SIGXFSZ, SIG_IGN)) {
+        ::getrlimit(RLIMIT_FSIZE, &before_);
+        const rlimit limit{bytes, before_.rlim_max};
+        ::setrlimit(RLIMIT_FSIZE, &limit);
+    }
+    ~FileSizeLimit() {
+        ::setrlimit(RLIMIT_FSIZE, &before_);
+        ::signal(SIGXFSZ, handler_);
+    }
+
+  private:
+    rlimit before_{};
+    sighandler_t handler_;
+};
+
+TEST_CASE("A disk that is full when a state is saved costs no older state") {
+    const TempDir folder;
+    const fs::path out = folder / "out";
+    Lab().run(folder / "whole");
+    REQUIRE(Lab().run_until(out, 3));
+    Lab lab;
+    lab.options.resume = true;
+    std::string message;
+    {
+        const FileSizeLimit limit(8192);  // the log fits, the state does not
+        message = test::error_of(ErrorKind::other, [&] { lab.run(out); });
+    }
+    CHECK(message.find("step-4.safetensors") != std::string::npos);
+    CHECK(fs::exists(out / ".state" / "step-3.safetensors"));
+    lab.run(out);
+    check_same_result(folder / "whole", out);
 }
 
 TEST_CASE("A dry run plans and writes nothing") {

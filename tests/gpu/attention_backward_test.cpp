@@ -1,6 +1,7 @@
 // The gradients of attention against the CPU in double, on inputs rounded to bf16.
 #include <algorithm>
 
+#include "kernels/cuda/attention.h"
 #include "kernels/cuda/attention_backward_plain.h"
 #include "kernels/cuda/attention_plain.h"
 #include "tests/gpu/gpu.h"
@@ -61,16 +62,20 @@ class Operands {
           d_q_(gpu, DType::bf16, {c.batch, c.time, c.heads * c.head_dim}),
           d_k_(gpu, DType::bf16, {c.batch, c.time, c.kv_heads * c.head_dim}),
           d_v_(gpu, DType::bf16, {c.batch, c.time, c.kv_heads * c.head_dim}) {
-        AttentionForward forward{.heads = c.heads, .kv_heads = c.kv_heads, .head_dim = c.head_dim};
-        forward.q = q_;
-        forward.k = k_;
-        forward.v = v_;
-        if (c.new_document > 0) forward.document = document_;
-        forward.out = out_;
-        forward.lse = lse_;
         if (c.head_dim > cuda::kAttentionPlainHeadDim) return;
-        cuda::attention_forward_plain(cuda::Context{}, forward);
+        cuda::attention_forward_plain(cuda::Context{}, forward());
         MP_CUDA(cudaDeviceSynchronize());
+    }
+
+    AttentionForward forward() const {
+        AttentionForward args{.heads = c.heads, .kv_heads = c.kv_heads, .head_dim = c.head_dim};
+        args.q = q_;
+        args.k = k_;
+        args.v = v_;
+        if (c.new_document > 0) args.document = document_;
+        args.out = out_;
+        args.lse = lse_;
+        return args;
     }
 
     // Sequences [begin, begin + count).
@@ -109,6 +114,20 @@ class Operands {
             context.scratch_capacity = bytes;
             cuda::attention_backward_plain(context, args);
             MP_CUDA(cudaDeviceSynchronize());
+        }
+        return gradients();
+    }
+
+    // Through the backend, from the out and lse of its own forward.
+    Gradients dispatched(Backend& gpu, bool deterministic, bool together = true) {
+        poison();
+        for (DeviceTensor* each : {&out_, &lse_}) each->poison();
+        gpu.run(forward());
+        const int64_t step = together ? c.batch : 1;
+        for (int64_t b = 0; b < c.batch; b += step) {
+            AttentionBackward args = arguments(b, step);
+            args.deterministic = deterministic;
+            gpu.run(args);
         }
         return gradients();
     }
@@ -256,4 +275,64 @@ TEST_CASE("plain attention backward: many short documents, one long one, single 
     check_case(*gpu, {2, 1100, 4, 4, 128, 0.003});
     check_case(*gpu, {1, 300, 2, 1, 128, 1.0});
     check_case(*gpu, {1, 300, 2, 1, 128, 0, 30});
+}
+
+TEST_CASE("attention backward, dispatched, in a fixed order of summation", "[gpu]") {
+    Backend* gpu = cuda_backend();
+    if (!gpu) return;
+    for (const Case& c : {Case{2, 1024, 4, 1, 128}, Case{1, 2048, 4, 2, 64}, Case{2, 700, 4, 2, 128, 0.005},
+                          Case{3, 512, 6, 2, 32, 0.01}, Case{2, 1, 2, 1, 128}, Case{2, 333, 8, 8, 128}}) {
+        INFO("B " << c.batch << " T " << c.time << " heads " << c.heads << "/" << c.kv_heads << " of "
+                  << c.head_dim << ", documents " << c.new_document);
+        Operands operands(*gpu, c);
+        const Gradients found = operands.dispatched(*gpu, true);
+        check_gradients(found, operands.reference(), c);
+        CHECK(operands.dispatched(*gpu, true) == found);
+        CHECK(operands.dispatched(*gpu, true, false) == found);
+    }
+}
+
+TEST_CASE("attention backward through cuDNN, from the lse of its forward", "[gpu]") {
+    Backend* gpu = cuda_backend();
+    if (!gpu) return;
+    // Nine sequences of 1024 are a launch of eight and one of one.
+    for (const Case& c : {Case{9, 1024, 2, 1, 128}, Case{1, 2048, 4, 1, 128}, Case{1, 1280, 3, 3, 64},
+                          Case{2, 1280, 6, 2, 80}, Case{1, 1024, 4, 2, 32}}) {
+        INFO("B " << c.batch << " T " << c.time << " heads " << c.heads << "/" << c.kv_heads << " of "
+                  << c.head_dim);
+        Operands operands(*gpu, c);
+        const auto expected = operands.reference();
+        check_gradients(operands.dispatched(*gpu, false), expected, c);
+        check_gradients(operands.dispatched(*gpu, false, false), expected, c);
+    }
+}
+
+TEST_CASE("the gradients of published shapes may go through cuDNN, of documents and short rows not",
+          "[gpu]") {
+    if (!cuda_backend()) return;
+    cuda::Attention attention;
+    const auto through_cudnn = [&](const Case& c, bool deterministic = false) {
+        AttentionBackward args{
+            .heads = c.heads, .kv_heads = c.kv_heads, .head_dim = c.head_dim, .deterministic = deterministic};
+        const auto shape_only = [](DType type, std::initializer_list<int64_t> extents) {
+            return Tensor(nullptr, type, extents, DeviceKind::cuda);
+        };
+        args.q = args.out = args.d_out = args.d_q =
+            shape_only(DType::bf16, {c.batch, c.time, c.heads * c.head_dim});
+        args.k = args.v = args.d_k = args.d_v =
+            shape_only(DType::bf16, {c.batch, c.time, c.kv_heads * c.head_dim});
+        args.lse = shape_only(DType::f32, {c.batch, c.heads, c.time});
+        if (c.new_document > 0) args.document = shape_only(DType::i32, {c.batch, c.time});
+        return attention.through_cudnn(args);
+    };
+    CHECK(through_cudnn({1, 8192, 32, 8, 128}));
+    CHECK(through_cudnn({4, 8192, 64, 8, 128}));
+    CHECK(through_cudnn({1, 8192, 40, 8, 128}));
+    CHECK(through_cudnn({8, 1024, 32, 8, 128}));
+    CHECK(through_cudnn({4, 4096, 8, 8, 64}));
+    CHECK_FALSE(through_cudnn({1, 8192, 32, 8, 128}, true));
+    CHECK_FALSE(through_cudnn({1, 8192, 32, 8, 128, 0.1}));
+    CHECK_FALSE(through_cudnn({1, 1023, 32, 8, 128}));
+    CHECK_FALSE(through_cudnn({1, 1025, 32, 8, 128}));
+    CHECK_FALSE(through_cudnn({1, 8192, 4, 2, 136}));
 }

@@ -161,9 +161,12 @@ TEST_CASE("GPU: the convolution's gradient at published sizes and over long runs
         c.document = documents(c, 20);
         check(*gpu, c);
     }
-    // Enough warps for runs of 64 and of 128 tokens, with a part of one at the end.
-    for (const int64_t time : {2098, 4301}) {
-        ConvCase c{.shape = {128, 8, 8, 8, 4}, .batch = 30, .time = time};
+    // Enough warps for runs of 64, 128 and 256 tokens, with a part of one at the end.
+    struct Size {
+        int64_t batch, time;
+    };
+    for (const auto& [batch, time] : {Size{4096, 70}, Size{2800, 261}, Size{2750, 517}}) {
+        ConvCase c{.shape = {1, 2, 1, 1, 4}, .batch = batch, .time = time};
         check(*gpu, c);
         c.document = documents(c, 50);
         check(*gpu, c);

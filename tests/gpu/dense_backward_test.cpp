@@ -197,7 +197,7 @@ TEST_CASE("GPU: embedding backward adds the rows of each token, repeatably", "[g
     for (const int64_t width : {1, 33, 192, 1028, 3136}) {
         for (const int64_t rows : {1, 31, 32, 33, 64, 257, 2000}) {
             for (const int64_t vocabulary : {1, 2, 40, 1000}) {
-                if (width > 200 && rows > 300 && vocabulary > 2) continue;
+                if (width > 200 && (rows > 300 || vocabulary > 40)) continue;
                 std::vector<int32_t> tokens(rows);
                 for (int64_t i = 0; i < rows; ++i)
                     tokens[i] = static_cast<int32_t>(counter_random(9, i) % vocabulary);

@@ -58,9 +58,9 @@ struct OnDevice {
     DeviceTensor x, weight, d_out, d_x, d_weight;
 };
 
-// d_x is rounded to bf16 once: each value by at most 2^-9 of itself, so the norm too. Sums in float32 of K
+// d_x is rounded to bf16 once: each value by at most 2^-8 of itself, so the norm too. Sums in float32 of K
 // terms are off by about sqrt(K) * 2^-24, 4e-6 at the largest K here.
-constexpr double kRounded = 0x1p-9 + 1e-5, kPrecise = 1e-5;
+constexpr double kRounded = 0x1p-8 + 1e-5, kPrecise = 1e-5;
 
 cuda::Product input_product(const Shape& s, const OnDevice& on, bool adds) {
     return {.form = cuda::ProductForm::input_gradient,
@@ -132,37 +132,24 @@ TEST_CASE("on a GPU either gradient of a linear layer may be left out", "[gpu][s
     CHECK(norm_error(on.d_weight.download(), expected.d_weight) < kPrecise);
 }
 
-TEST_CASE("on a GPU products take operands at any address and rows apart", "[gpu][small]") {
+TEST_CASE("on a GPU products take operands at any address", "[gpu][small]") {
     Backend* gpu = cuda_backend();
     if (!gpu) return;
     const Shape shape{1, 70, 64, 48};
     const Operands in(shape), expected = reference(shape, in, false);
     OnDevice on(*gpu, shape, in);
     cuda::Products products;
-    const cuda::Context context{};
-    // Rows of d_out 2 * outputs apart; then the same memory one element further on.
-    for (const int64_t shift : {0, 1}) {
-        CAPTURE(shift);
-        const int64_t pitch = 2 * shape.outputs;
-        std::vector<double> apart(shape.rows() * pitch + 1, NAN);
-        for (int64_t r = 0; r < shape.rows(); ++r)
-            std::copy_n(in.d_out.begin() + r * shape.outputs, shape.outputs,
-                        apart.begin() + r * pitch + shift);
-        const DeviceTensor d_out(*gpu, DType::bf16, {static_cast<int64_t>(apart.size())}, apart);
-        cuda::Product product = input_product(shape, on, false);
-        product.x = d_out.view().data + 2 * shift;
-        product.x_pitch = pitch;
-        on.d_x.poison();
-        on.d_weight.upload(in.d_weight);
-        products.run(context, product);
-        product = weight_product(shape, on);
-        product.x = d_out.view().data + 2 * shift;
-        product.x_pitch = pitch;
-        products.run(context, product);
-        MP_CUDA(cudaDeviceSynchronize());
-        CHECK(norm_error(on.d_x.download(), expected.d_x) < kRounded);
-        CHECK(norm_error(on.d_weight.download(), expected.d_weight) < kPrecise);
+    // d_out one element beyond where it could be read in vectors.
+    std::vector<double> shifted(in.d_out.size() + 1, NAN);
+    std::copy(in.d_out.begin(), in.d_out.end(), shifted.begin() + 1);
+    const DeviceTensor d_out(*gpu, DType::bf16, {static_cast<int64_t>(shifted.size())}, shifted);
+    for (cuda::Product product : {input_product(shape, on, false), weight_product(shape, on)}) {
+        product.x = d_out.view().data + 2;
+        products.run({}, product);
     }
+    MP_CUDA(cudaDeviceSynchronize());
+    CHECK(norm_error(on.d_x.download(), expected.d_x) < kRounded);
+    CHECK(norm_error(on.d_weight.download(), expected.d_weight) < kPrecise);
 }
 
 TEST_CASE("on a GPU a row of a linear layer's input gradient depends on that row alone", "[gpu]") {

@@ -174,7 +174,7 @@ double excess(const std::vector<double>& a, const std::vector<double>& b, double
 
 // The device's logits are sums in float32 of exact products: off by some 2^-23 of the logits' size (`scale`,
 // in deviations). A softened loss is T^2 times what logits over T give, so T times that. The gradient of the
-// logits is rounded to bf16 once, by at most 2^-9 of each value, which bounds the change of the norm of a sum
+// logits is rounded to bf16 once, by at most 2^-8 of each value, which bounds the change of the norm of a sum
 // over them only where they are independent: they are, so twice that is ample. d_hidden is rounded once more.
 void check_close(const Results& actual, const Results& expected, const Settings& s, double scale) {
     const double logit = 1e-6 * (1 + scale) * std::max(1.0, s.temperature);
@@ -182,24 +182,20 @@ void check_close(const Results& actual, const Results& expected, const Settings&
     if (s.has_teacher) CHECK(excess(actual.kl, expected.kl, 1e-5, logit) <= 1);
     if (s.has_teacher && s.top_k == 0)
         CHECK(excess(actual.reverse_kl, expected.reverse_kl, 1e-5, logit) <= 1);
-    CHECK(norm_error(actual.d_hidden, expected.d_hidden) < 0x1p-8 + 0x1p-9);
+    CHECK(norm_error(actual.d_hidden, expected.d_hidden) < 0x1p-7);
     CHECK(norm_error(actual.d_head, expected.d_head) < 0x1p-8);
 }
 
 }  // namespace
 
-TEST_CASE("on a GPU the vocabulary losses and their gradients are as defined", "[gpu][small]") {
-    Backend* gpu = cuda_backend();
-    if (!gpu) return;
-    struct Shape {
-        int64_t rows, vocabulary, width, teacher_width;
-        double scale;
-    };
-    // Vocabularies of one column, odd, below and above the change of block size, of a part of a batch.
-    const Shape shape =
-        GENERATE(Shape{5, 1, 8, 8, 1}, Shape{9, 3, 13, 13, 1}, Shape{1, 40, 16, 8, 1},
-                 Shape{33, 256, 64, 48, 1}, Shape{20, 257, 13, 13, 4}, Shape{40, 1000, 64, 64, 10},
-                 Shape{17, 4096, 192, 192, 1}, Shape{9, 8193, 64, 64, 4}, Shape{9, 8196, 64, 32, 4});
+namespace {
+
+struct Shape {
+    int64_t rows, vocabulary, width, teacher_width;
+    double scale;
+};
+
+void check_definition(Backend& gpu, const Shape& shape) {
     const Settings settings = GENERATE(
         Settings{.ce_weight = 1, .kl_weight = 0, .has_teacher = false}, Settings{},
         Settings{.ce_weight = 0.3, .kl_weight = 0.7, .scale = 0.01},
@@ -213,9 +209,28 @@ TEST_CASE("on a GPU the vocabulary losses and their gradients are as defined", "
     const Lm teacher(shape.rows, shape.vocabulary, shape.teacher_width, shape.scale, 72);
     const auto targets = some_targets(shape.rows, shape.vocabulary);
     const std::vector<double> before(shape.vocabulary * shape.width, 0.0);
-    const Call call(*gpu, student, teacher, targets, settings, before);
-    gpu->run(call.args());
+    const Call call(gpu, student, teacher, targets, settings, before);
+    gpu.run(call.args());
     check_close(call.results(), expected(student, teacher, targets, settings, before), settings, shape.scale);
+}
+
+}  // namespace
+
+TEST_CASE("on a GPU the vocabulary losses and their gradients are as defined", "[gpu][small]") {
+    Backend* gpu = cuda_backend();
+    if (!gpu) return;
+    // Vocabularies of one column, odd, of a part of a batch.
+    check_definition(
+        *gpu, GENERATE(Shape{5, 1, 8, 8, 1}, Shape{9, 3, 13, 13, 1}, Shape{1, 40, 16, 8, 1},
+                       Shape{13, 256, 64, 48, 1}, Shape{20, 257, 13, 13, 4}, Shape{10, 1000, 64, 64, 10}));
+}
+
+TEST_CASE("on a GPU the vocabulary losses are as defined for larger vocabularies too", "[gpu]") {
+    Backend* gpu = cuda_backend();
+    if (!gpu) return;
+    // Below and above the change of block size.
+    check_definition(*gpu, GENERATE(Shape{17, 4096, 192, 192, 1}, Shape{9, 8193, 64, 64, 4},
+                                    Shape{9, 8196, 64, 32, 4}, Shape{5, 32000, 32, 32, 10}));
 }
 
 TEST_CASE("on a GPU the gradient of the logits is rounded once, logits up to 40 included", "[gpu][small]") {
@@ -244,10 +259,10 @@ TEST_CASE("on a GPU the gradient of the logits is rounded once, logits up to 40 
     gpu->run(call.args());
     const auto wanted = expected(student, teacher, targets, settings, before);
     const Results actual = call.results();
-    // One rounding (2^-9), and 2^-14 for exponentials of arguments up to 120, each rounded to 2^-18. Terms of
+    // One rounding (2^-8), and 2^-14 for exponentials of arguments up to 120, each rounded to 2^-18. Terms of
     // either sign may cancel: each is at most 1 (reverse KL: 80), known to about 2^-18 of itself.
     const double term = settings.scale * (settings.reverse_kl_weight != 0 ? 80 : 2);
-    CHECK(excess(actual.d_head, wanted.d_head, 0x1p-9 + 0x1p-14, term * 0x1p-18) <= 1);
+    CHECK(excess(actual.d_head, wanted.d_head, 0x1p-8 + 0x1p-14, term * 0x1p-18) <= 1);
     CHECK(excess(actual.ce, wanted.ce, 1e-5, 1e-5) <= 1);
     if (settings.has_teacher) CHECK(excess(actual.kl, wanted.kl, 1e-5, 1e-4) <= 1);
 }
@@ -329,8 +344,9 @@ TEST_CASE("on a GPU equal logits count together among the teacher's likeliest, a
 TEST_CASE("on a GPU a sequence's vocabulary losses do not depend on the others, and calls repeat", "[gpu]") {
     Backend* gpu = cuda_backend();
     if (!gpu) return;
-    // At this vocabulary a chunk holds 2304 rows.
-    constexpr int64_t kLength = 1200, kSequences = 3, kVocabulary = 131072, kWidth = 32;
+    // At this vocabulary a block holds 4096 rows and a chunk 1024. All together make blocks of 2560 and 2240
+    // rows, each alone one block of two chunks.
+    constexpr int64_t kLength = 1600, kSequences = 3, kVocabulary = 131072, kWidth = 32;
     const Settings settings{.ce_weight = 0.5, .kl_weight = 0.5, .reverse_kl_weight = 0.25, .temperature = 2};
     const Lm student(kSequences * kLength, kVocabulary, kWidth, 3, 80);
     const Lm teacher(kSequences * kLength, kVocabulary, kWidth, 3, 81);
@@ -366,16 +382,19 @@ TEST_CASE("on a GPU a sequence's vocabulary losses do not depend on the others, 
     // The same terms in another order.
     CHECK(norm_error(all.d_head, d_head) < 1e-5);
 
-    // Rows beside a chunk's end, by definition.
-    const Lm some = student.part(2300, 8), some_teacher = teacher.part(2300, 8);
-    const std::vector<int32_t> some_of_targets(targets.begin() + 2300, targets.begin() + 2308);
-    Results wanted{
-        std::vector<double>(8, 0.0), std::vector<double>(8, 0.0), std::vector<double>(8, 0.0), {}, {}};
-    for (int64_t r = 0; r < 8; ++r) expected_row(some, some_teacher, some_of_targets[r], settings, r, wanted);
-    const auto part = [](const std::vector<double>& values) {
-        return std::vector<double>(values.begin() + 2300, values.begin() + 2308);
-    };
-    CHECK(excess(part(all.ce), wanted.ce, 1e-5, 1e-5) <= 1);
-    CHECK(excess(part(all.kl), wanted.kl, 1e-5, 1e-5) <= 1);
-    CHECK(excess(part(all.reverse_kl), wanted.reverse_kl, 1e-5, 1e-5) <= 1);
+    // Rows beside a chunk's end and a block's, by definition.
+    for (const int64_t begin : {1020, 2556}) {
+        CAPTURE(begin);
+        const std::vector<int32_t> part_targets(targets.begin() + begin, targets.begin() + begin + 8);
+        const Results wanted =
+            expected(student.part(begin, 8), teacher.part(begin, 8), part_targets, settings, before);
+        const auto part = [&](const std::vector<double>& values, int64_t columns) {
+            return std::vector<double>(values.begin() + begin * columns,
+                                       values.begin() + (begin + 8) * columns);
+        };
+        CHECK(excess(part(all.ce, 1), wanted.ce, 1e-5, 1e-5) <= 1);
+        CHECK(excess(part(all.kl, 1), wanted.kl, 1e-5, 1e-5) <= 1);
+        CHECK(excess(part(all.reverse_kl, 1), wanted.reverse_kl, 1e-5, 1e-5) <= 1);
+        CHECK(norm_error(part(all.d_hidden, kWidth), wanted.d_hidden) < 0x1p-7);
+    }
 }

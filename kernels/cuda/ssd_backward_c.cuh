@@ -84,7 +84,7 @@ struct CBlock {
     __device__ void set_up() const {
         for (int i = 0; i < L::kStages; ++i) {
             sm90::barrier_init(shared + L::kFull + i * 8, 1);
-            asm volatile("st.shared.u32 [%0], 0;" ::"r"(shared + L::kCounters + 4 * i) : "memory");
+            store_shared(shared + L::kCounters + 4 * i, 0u);
         }
         for (int i = 0; i < L::kRounded; ++i) {
             sm90::barrier_init(ready(i), 4);
@@ -188,7 +188,7 @@ struct CBlock {
             if (lane % 4 == 0) to[0] = enters[0], to[8] = enters[1];
             sm90::wgmma_wait<0>();
             sm90::pin(sum);
-            keep(x);
+            sm90::pin(x);
             __syncwarp();
             if (lane == 0) sm90::barrier_expect(free(i), 0);
         }

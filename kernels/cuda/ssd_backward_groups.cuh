@@ -84,7 +84,7 @@ __device__ inline void add_m(float (&sum)[kColumns / 2], const Arguments& args, 
         sm90::wgmma_commit();
         sm90::wgmma_wait<0>();
         sm90::pin(sum);
-        keep(m);
+        sm90::pin(m);
     }
 }
 
@@ -161,7 +161,7 @@ __global__ void __launch_bounds__(256, (BLayout<kP, kN>::kBlocksAtOnce))
     if (threadIdx.x == 0) {
         for (int i = 0; i < L::kStages; ++i) {
             sm90::barrier_init(full(i), 1);
-            asm volatile("st.shared.u32 [%0], 0;" ::"r"(shared + L::kCounters + 4 * i) : "memory");
+            store_shared(shared + L::kCounters + 4 * i, 0u);
         }
         sm90::barrier_init(c_barrier, 1);
         sm90::fence_barrier_init();
@@ -193,7 +193,7 @@ __global__ void __launch_bounds__(256, (BLayout<kP, kN>::kBlocksAtOnce))
         sm90::wgmma_commit();
         sm90::wgmma_wait<0>();
         sm90::pin(sum);
-        keep(x);
+        sm90::pin(x);
         __syncwarp();
         if (lane == 0) {
             const uint32_t before = sm90::count_up(shared + L::kCounters + i % L::kStages * 4);

@@ -312,7 +312,7 @@ struct HeadsWarp {
         // The registers would not do for it earlier.
         if constexpr (kOfState && !kRoomy) start_state(from_state, stage, shared);
         sm90::wgmma_wait<0>();
-        keep(weights);
+        sm90::pin(weights);
         u.pin();
         if constexpr (kOfState) {
             from_state.pin();
@@ -379,7 +379,7 @@ struct HeadsBlock {
     __device__ void set_up() const {
         for (int i = 0; i < L::kStages; ++i) {
             sm90::barrier_init(full(i), 1);
-            asm volatile("st.shared.u32 [%0], 0;" ::"r"(counter(i)) : "memory");
+            store_shared(counter(i), 0u);
         }
         sm90::barrier_init(bc_barrier(), 1);
         sm90::fence_barrier_init();

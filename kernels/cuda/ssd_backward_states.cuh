@@ -167,7 +167,7 @@ __global__ void __launch_bounds__((StatesLayout<kP, kN, kHowMany>::kThreads), 1)
     if (threadIdx.x == 0) {
         for (int i = 0; i < L::kStages; ++i) {
             sm90::barrier_init(w.full(i), 1);
-            asm volatile("st.shared.u32 [%0], 0;" ::"r"(w.shared + L::kCounters + 4 * i) : "memory");
+            store_shared(w.shared + L::kCounters + 4 * i, 0u);
         }
         sm90::fence_barrier_init();
         for (int i = 0; i < L::kStages && i < args.chunks; ++i) w.load(i);

@@ -122,15 +122,6 @@ __device__ inline void dot(Channels<kP>& u, const uint32_t (&x)[kP / 16][4], flo
         }
 }
 
-// Keeps an operand's registers until here, where the products that read them have been waited for.
-template <int kRows>
-__device__ inline void keep(uint32_t (&values)[kRows][4]) {
-#pragma unroll
-    for (auto& row : values)
-#pragma unroll
-        for (uint32_t& value : row) asm volatile("" : "+r"(value)::"memory");
-}
-
 // The sum over the four lanes that hold one row of an accumulator.
 __device__ inline float sum_of_row(float value) {
     value += __shfl_xor_sync(~0u, value, 1);

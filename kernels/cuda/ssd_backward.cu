@@ -3,8 +3,9 @@
 // At the 8B shape (B 1, T 8192, H 128, P 64, G 8, N 128) the least traffic is x|B|C and dy in, dx|dB|dC out:
 // 168 + 134 + 168 MB, and the states entering chunks, 268 MB: 0.74 GB. This path moves 1.7 GB: the states'
 // gradients are walked back (dy in, dS out as bf16: 0.27 GB), then come a kernel over heads (x, dy, dS in, dx
-// and terms of d delta out: 0.59 GB) and two over groups of heads (x and dS for dB, 0.27 GB; dy, states and dS
-// for dC, 0.54 GB). The arithmetic with chunks of 128 tokens is T H (2 * 5 P N + 2 * 2 * 96 P) = 106 GFLOP.
+// and terms of d delta out: 0.59 GB) and two over groups of heads (x and dS for dB, 0.27 GB; dy, states and
+// dS for dC, 0.54 GB). The arithmetic with chunks of 128 tokens is T H (2 * 5 P N + 2 * 2 * 96 P) = 106
+// GFLOP.
 #include <algorithm>
 
 #include "kernels/cuda/operations.h"
@@ -156,7 +157,7 @@ void launch_products(const Context& context, const Maps& maps, const Arguments& 
         launch(context, walk_states<kP, kN, 2>, walks, Flat::kThreads, Flat::kBytes, maps, args);
     const int64_t groups = args.batch * args.chunks * args.groups;
     launch(context, args.marks ? take_heads<kP, kN, true> : take_heads<kP, kN, false>, groups * args.slices,
-           384, HeadsLayout<kP, kN>::kBytes, maps, args);
+           256, HeadsLayout<kP, kN>::kBytes, maps, args);
     launch(context, take_b<kP, kN>, groups * args.column_slices, 256, BLayout<kP, kN>::kBytes, maps, args);
     launch(context, take_c<kP, kN>, groups * args.column_slices, CLayout<kP, kN>::kThreads,
            CLayout<kP, kN>::kBytes, maps, args);

@@ -4,10 +4,8 @@
 //   G_ji  = x_j . dy_i
 //   u_j   = 2^(s_last - s_j) dS B_j + sum_{i>=j} (B_j . C_i) 2^(s_i - s_j) dy_i,   dx_j = delta_j u_j + D
 //   dy_j M_ji += G_ji delta_j 2^(s_i - s_j),   W_ji = that term times (B_j . C_i)
-// Each of three warpgroups takes a block of 64 x 64 pairs, a warp 16 rows of it: the blocks on the diagonal,
-// and the one of the first 64 tokens j and the last 64 tokens i. What dS gives the first 64 tokens is taken
-// with the latter, whose warpgroup hands its part of u to the first. M stays in registers, B C^T in shared
-// memory as bf16.
+// A warpgroup owns 64 rows, a warp 16: the first has a block of 64 x 64 pairs on the diagonal ("own") and one
+// beyond it ("far"), the second its own only. M stays in registers, B C^T in shared memory as bf16.
 #pragma once
 
 #include "kernels/cuda/ssd_backward_tiles.cuh"
@@ -26,20 +24,14 @@ struct HeadsLayout {
     static constexpr int kC = kStage0;  // until C B^T is taken
     static constexpr int kSteps =
         kStage0 + (kStages * kStageBytes > kStage0 ? kStages * kStageBytes : kStage0);
-    // B C^T as bf16, each thread's own values of its block.
+    // B C^T as bf16, each thread's own values: the two blocks on the diagonal, and the far one.
     static constexpr int kBc = kSteps + kStages * kStepBytes, kBcBytes = 64 * 64 * 2;
-    // Where u is handed on: over dS where there is no room beside it.
-    static constexpr bool kOverDState = kN > 128;
-    static constexpr int kHanded = kBc + 3 * kBcBytes, kHandedBytes = 64 * kP * 4;
-    static constexpr int kMarks = kHanded + (kOverDState ? 0 : kHandedBytes);
+    static constexpr int kMarks = kBc + 3 * kBcBytes;
     static constexpr int kBarriers = kMarks + kChunk * 4;  // one per stage, and that of B and C
     static constexpr int kCounters = kBarriers + (kStages + 1) * 8;
     static constexpr int kBytes = kCounters + kStages * 4;
-    static_assert(kBytes <= 232448 && (!kOverDState || kHandedBytes <= kStateBytes));
+    static_assert(kBytes <= 232448);
 };
-
-// The warpgroups by their blocks of pairs.
-enum Role { kFirstOwn, kSecondOwn, kFar, kRoles };
 
 // What a thread's two rows (g and g + 8 of its warp's 16) need and gather for one head.
 struct Rows {
@@ -48,32 +40,31 @@ struct Rows {
     float within[2][4];       // W inside the warp's own block of 16 x 16: [tile of 8 columns][row, column]
 };
 
-// A warp of one warpgroup.
-template <int kP, int kN, bool kDocuments, Role kRole>
+// A warp of the warpgroup `kGroup`.
+template <int kP, int kN, bool kDocuments, int kGroup>
 struct HeadsWarp {
     using L = HeadsLayout<kP, kN>;
     using X = XTiles<kP>;
-    static constexpr bool kOwn = kRole != kFar;           // a block on the diagonal
-    static constexpr bool kOfState = kRole != kFirstOwn;  // takes what dS gives its rows
-    static constexpr int kRow = kRole == kSecondOwn ? 64 : 0, kColumn = kRole == kFirstOwn ? 0 : 64;
-    static constexpr bool kRoomy = kP <= 64 && kN <= 128;  // registers for two products into u at once
-    static constexpr int kBcPlace = L::kBc + kRole * L::kBcBytes;
+    static constexpr int kOwnRow = 64 * kGroup;
+    static constexpr bool kFar = kGroup == 0;
     int warp, lane;
 
-    __device__ int row() const { return kRow + 16 * warp; }
+    __device__ int row() const { return kOwnRow + 16 * warp; }
 
-    // G. Asynchronous.
-    __device__ void start_gram(float (&gram)[32], uint32_t stage) const {
+    // G for the columns from `column` on. Asynchronous.
+    __device__ void start_gram(float (&gram)[32], uint32_t stage, int column) const {
 #pragma unroll
         for (int k = 0; k < kP / 16; ++k)
-            sm90::Wgmma<64>::shared(gram, X::along_channels(stage, kRow, k),
-                                    X::along_channels(stage + L::kDy, kColumn, k), k > 0);
+            sm90::Wgmma<64>::shared(gram, X::along_channels(stage, kOwnRow, k),
+                                    X::along_channels(stage + L::kDy, column, k), k > 0);
     }
 
     // From G: adds to M, forms the weights of dy in u as an operand, and the sums of W. `columns` receives
     // the sums of W over the warp's 16 rows, without those inside its own block of 16 x 16.
+    template <bool kOwn>
     __device__ void weigh(float (&gram)[32], uint32_t bc_place, float (&m)[32], uint32_t (&weights)[4][4],
-                          Rows& rows, float (&columns)[16], const float* s, const int* marks) const {
+                          Rows& rows, float (&columns)[16], const float* s, const int* marks,
+                          int column) const {
         uint4 bc;
 #pragma unroll
         for (int n = 0; n < 8; ++n) {
@@ -84,7 +75,7 @@ struct HeadsWarp {
                 continue;
             }
             const bool diagonal = kOwn && n / 2 == warp;
-            const int i = kColumn + 8 * n + lane % 4 * 2;
+            const int i = column + 8 * n + lane % 4 * 2;
             const float2 s_i = *reinterpret_cast<const float2*>(s + i);
             int2 first = {0, 0};
             if constexpr (kDocuments) first = *reinterpret_cast<const int2*>(marks + i);
@@ -183,11 +174,18 @@ struct HeadsWarp {
         if (lane % 4 == 0) to[row() + lane / 4] = first, to[row() + lane / 4 + 8] = second;
     }
 
-    // B C^T of this warpgroup's block, as bf16.
-    __device__ void take_bc(uint32_t shared) const {
+    __device__ static void scale(Channels<kP>& u, const float (&factors)[2]) {
+#pragma unroll
+        for (int k = 0; k < kP / 16; ++k)
+#pragma unroll
+            for (int i = 0; i < 8; ++i) u.columns(k)[i] *= factors[i / 2 % 2];
+    }
+
+    // B C^T of this warpgroup's rows and the columns from `column` on, as bf16.
+    __device__ void take_bc(uint32_t place, uint32_t shared, int column) const {
         constexpr auto kWide = sm90::Swizzle::b128;
-        const sm90::Descriptor b = sm90::descriptor<kWide>(shared + L::kB + kRow * 128, 0),
-                               c = sm90::descriptor<kWide>(shared + L::kC + kColumn * 128, 0);
+        const sm90::Descriptor b = sm90::descriptor<kWide>(shared + L::kB + kOwnRow * 128, 0),
+                               c = sm90::descriptor<kWide>(shared + L::kC + column * 128, 0);
         float product[32];
         sm90::wgmma_fence();
 #pragma unroll
@@ -201,130 +199,94 @@ struct HeadsWarp {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             const float* v = product + 8 * i;
-            store_shared(shared + kBcPlace + (i * 128 + 32 * warp + lane) * 16,
+            store_shared(place + (i * 128 + 32 * warp + lane) * 16,
                          make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]),
                                     pack_bf16(v[6], v[7])));
         }
     }
 
-    __device__ void write_m(const float (&m)[32], float* to) const {
+    // One block of 64 x 64 of M, rows j.
+    __device__ void write_m(const float (&m)[32], float* to, int column) const {
 #pragma unroll
         for (int n = 0; n < 8; ++n)
 #pragma unroll
             for (int r = 0; r < 2; ++r)
-                *reinterpret_cast<float2*>(to + (row() + lane / 4 + 8 * r) * kChunk + kColumn + 8 * n +
+                *reinterpret_cast<float2*>(to + (row() + lane / 4 + 8 * r) * kChunk + column + 8 * n +
                                            lane % 4 * 2) = {m[4 * n + 2 * r], m[4 * n + 2 * r + 1]};
     }
 
-    __device__ void barrier() const { sm90::named_barrier(1 + kRole, 128); }
+    __device__ void barrier() const { sm90::named_barrier(1 + kGroup, 128); }
 
-    // What dS gives. Asynchronous.
-    __device__ void start_state(Channels<kP>& from_state, uint32_t stage, uint32_t shared) const {
-        sm90::wgmma_fence();
-        from_state.template start<kN>(shared + L::kB + kRow * 128, stage + L::kDState);
-        sm90::wgmma_commit();
-    }
-    // Adds it to u, when all products are done, and writes V.
-    __device__ void add_state(Channels<kP>& u, Channels<kP>& from_state, uint32_t stage, const Rows& rows,
-                              float* sums, int turn) const {
-        if constexpr (L::kOverDState && kRole == kSecondOwn) named_arrive(kStateRead + turn % 2);
-        uint32_t x[kP / 16][4];
-        X::read(stage, row(), lane, x);
-        float leaves[2];
-        dot(from_state, x, leaves);
-        write_rows(leaves[0] * rows.exit[0] * rows.delta[0], leaves[1] * rows.exit[1] * rows.delta[1],
-                   sums + kLeaves * kChunk);
-#pragma unroll
-        for (int k = 0; k < kP / 16; ++k)
-#pragma unroll
-            for (int i = 0; i < 8; ++i) {
-                float& value = u.columns(k)[i];
-                value = fmaf(rows.exit[i / 2 % 2], from_state.columns(k)[i], value);
-            }
-    }
-
-    // Barriers between two warpgroups, beside 1 to 3 of one each.
-    enum Between { kHandedOn = 4, kTaken, kStateRead };  // the last by turns with the next
-    __device__ static void named_arrive(int id) { asm volatile("bar.arrive %0, 256;" ::"r"(id) : "memory"); }
-
-    // Hands u on, or adds what was handed on to u: each thread's own values, four at a time.
-    __device__ uint32_t handed(uint32_t stage, uint32_t shared, int i) const {
-        return (L::kOverDState ? stage + L::kDState : shared + L::kHanded) +
-               (i * 128 + 32 * warp + lane) * 16;
-    }
-    __device__ void hand_on(Channels<kP>& u, uint32_t stage, uint32_t shared, int turn) const {
-        if (turn > 0) sm90::named_barrier(kTaken, 256);
-        if constexpr (L::kOverDState) sm90::named_barrier(kStateRead + turn % 2, 256);
-#pragma unroll
-        for (int i = 0; i < kP / 8; ++i) {
-            const float* v = u.columns(i / 2) + i % 2 * 4;
-            store_shared(handed(stage, shared, i), make_uint4(__float_as_uint(v[0]), __float_as_uint(v[1]),
-                                                              __float_as_uint(v[2]), __float_as_uint(v[3])));
-        }
-        if constexpr (L::kOverDState) sm90::fence_async_shared();
-        named_arrive(kHandedOn);
-    }
-    __device__ void take_over(Channels<kP>& u, uint32_t stage, uint32_t shared, bool last) const {
-        sm90::named_barrier(kHandedOn, 256);
-#pragma unroll
-        for (int i = 0; i < kP / 8; ++i) {
-            float* v = u.columns(i / 2) + i % 2 * 4;
-            const uint4 bits = load_shared_16(handed(stage, shared, i));
-            v[0] += __uint_as_float(bits.x), v[1] += __uint_as_float(bits.y);
-            v[2] += __uint_as_float(bits.z), v[3] += __uint_as_float(bits.w);
-        }
-        if (!last) named_arrive(kTaken);
-    }
-
-    // The block's head number `turn`, whose tiles are in `stage`. dx is left where x was.
+    // One head, whose tiles are in `stage`. dx is left where x was.
     __device__ void take_head(uint32_t stage, uint32_t shared, const float* steps, const int* marks,
-                              float (&m)[32], float* sums, float skip, int turn, bool last) const {
+                              float (&m_own)[32], float (&m_far)[32], float* sums,
+                              const float* skip_of_head) const {
+        const float* s = steps;
+        Channels<kP> u;
         float gram[32];
+        sm90::wgmma_fence();
+        u.template start<kN>(shared + L::kB + kOwnRow * 128, stage + L::kDState);
+        sm90::wgmma_commit();
+        start_gram(gram, stage, kOwnRow);
+        sm90::wgmma_commit();
+
         Rows rows;
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             const int j = row() + lane / 4 + 8 * r;
-            rows.s[r] = steps[j], rows.delta[r] = steps[kChunk + j], rows.exit[r] = steps[2 * kChunk + j];
+            rows.s[r] = s[j], rows.delta[r] = steps[kChunk + j], rows.exit[r] = steps[2 * kChunk + j];
             rows.later[r] = rows.skip[r] = 0;
         }
-        sm90::wgmma_fence();
-        start_gram(gram, stage);
-        sm90::wgmma_commit();
+        {
+            uint32_t x[kP / 16][4];
+            X::read(stage, row(), lane, x);
+            sm90::wgmma_wait<1>();
+            u.pin();
+            float leaves[2];
+            dot(u, x, leaves);
+            write_rows(leaves[0] * rows.exit[0] * rows.delta[0], leaves[1] * rows.exit[1] * rows.delta[1],
+                       sums + kLeaves * kChunk);
+            scale(u, rows.exit);
+        }
         sm90::wgmma_wait<0>();
         sm90::pin(gram);
 
         uint32_t weights[4][4];
         float columns[16];
-        weigh(gram, shared + kBcPlace, m, weights, rows, columns, steps, marks);
-        Channels<kP> u, from_state;
+        float* earlier = sums + (kEarlier0 + 4 * kGroup + warp) * kChunk;
+        weigh<true>(gram, shared + L::kBc + kGroup * L::kBcBytes, m_own, weights, rows, columns, s, marks,
+                    kOwnRow);
+        u.pin();
         sm90::wgmma_fence();
-        u.weigh(weights, stage + L::kDy, kColumn);
+        u.add(weights, stage + L::kDy, kOwnRow);
+        if constexpr (kFar) start_gram(gram, stage, 64);
         sm90::wgmma_commit();
-        if constexpr (kOfState && kRoomy) start_state(from_state, stage, shared);
-        const int strip = kRow / 16 + warp;
-        if (strip < 7) write_columns(columns, sums + (kEarlier0 + strip) * kChunk + kColumn);
-        if constexpr (kOwn) {
-            write_within(rows, sums + kWithin * kChunk + row());
-            // Only one of a row's four lanes holds G_jj, the others hold 0.
-            write_rows(rows.skip[0], rows.skip[1], sums + kSkip * kChunk);
-        }
-        write_rows(rows.later[0], rows.later[1], sums + (kOwn ? kLater : kFarLater) * kChunk);
-        // The registers would not do for it earlier.
-        if constexpr (kOfState && !kRoomy) start_state(from_state, stage, shared);
+        if (4 * kGroup + warp < 7) write_columns(columns, earlier + kOwnRow);
+        write_within(rows, sums + kWithin * kChunk + row());
+        write_skip(rows, sums + kSkip * kChunk);
         sm90::wgmma_wait<0>();
         sm90::pin(weights);
+        if constexpr (kFar) {
+            sm90::pin(gram);
+            weigh<false>(gram, shared + L::kBc + 2 * L::kBcBytes, m_far, weights, rows, columns, s, marks,
+                         64);
+            u.pin();
+            sm90::wgmma_fence();
+            u.add(weights, stage + L::kDy, 64);
+            sm90::wgmma_commit();
+            write_columns(columns, earlier + 64);
+            sm90::wgmma_wait<0>();
+            sm90::pin(weights);
+        }
+        const float skip = *skip_of_head;
         u.pin();
-        if constexpr (kOfState) {
-            from_state.pin();
-            add_state(u, from_state, stage, rows, sums, turn);
-        }
-        if constexpr (kRole == kFar) {
-            hand_on(u, stage, shared, turn);
-            barrier();  // no warp reads the stage any more
-        } else {
-            if constexpr (kRole == kFirstOwn) take_over(u, stage, shared, last);
-            finish_x(u, stage, rows, sums, skip);
-        }
+        write_rows(rows.later[0], rows.later[1], sums + kLater * kChunk);
+        finish_x(u, stage, rows, sums, skip);
+    }
+
+    __device__ void write_skip(const Rows& rows, float* to) const {
+        // Only one of a row's four lanes holds G_jj, the others hold 0.
+        write_rows(rows.skip[0], rows.skip[1], to);
     }
 
     __device__ void finish_x(Channels<kP>& u, uint32_t stage, const Rows& rows, float* sums,
@@ -407,7 +369,8 @@ struct HeadsBlock {
                       args.steps + ((of_head * args.chunks + chunk) * kStepRows + kSums) * kChunk,
                       L::kStepBytes, barrier);
     }
-    // Stores a warpgroup's 64 rows of dx, which lie where x was; one thread.
+    // Stores a warpgroup's 64 rows of dx, which lie where x was, and refills the stage when both have; one
+    // thread of each.
     __device__ void store(int i, int row) const {
         const int head = first_head + i;
         if (token + row < args.time) {
@@ -418,57 +381,52 @@ struct HeadsBlock {
             sm90::copies_out_commit();
             sm90::copies_out_wait_read();
         }
-    }
-    // One thread of each warpgroup, when it no longer needs the i-th head's stage.
-    __device__ void release(int i) const {
         const uint32_t before = sm90::count_up(counter(i));
-        if (before % kRoles == kRoles - 1 && i + L::kStages < heads) load(i + L::kStages);
+        if (before % 2 == 1 && i + L::kStages < heads) load(i + L::kStages);
     }
 };
 
 // What one warpgroup does.
-template <int kP, int kN, bool kDocuments, Role kRole>
+template <int kP, int kN, bool kDocuments, int kGroup>
 __device__ inline void take_heads_of(const HeadsBlock<kP, kN>& block) {
     using L = HeadsLayout<kP, kN>;
-    using Warp = HeadsWarp<kP, kN, kDocuments, kRole>;
+    using Warp = HeadsWarp<kP, kN, kDocuments, kGroup>;
     const Arguments& args = block.args;
     // Anew for each head: what follows from them would not fit the registers across heads.
     const auto warp = [] { return Warp{thread_again() / 32 % 4, thread_again() % 32}; };
     const Warp w = warp();
-    w.take_bc(block.shared);
-    sm90::named_barrier(8, 128 * kRoles);  // C has been read
+    w.take_bc(block.shared + L::kBc + kGroup * L::kBcBytes, block.shared, Warp::kOwnRow);
+    if constexpr (Warp::kFar) w.take_bc(block.shared + L::kBc + 2 * L::kBcBytes, block.shared, 64);
+    sm90::named_barrier(3, 256);  // C has been read
     if (threadIdx.x == 0)
         for (int i = 0; i < L::kStages && i < block.heads; ++i) block.load(i);
 
-    float m[32];
+    float m_own[32], m_far[32];
 #pragma unroll
-    for (float& value : m) value = 0;
+    for (int i = 0; i < 32; ++i) m_own[i] = m_far[i] = 0;
     for (int i = 0; i < block.heads; ++i) {
         const int head = block.first_head + i;
         const auto* steps =
             reinterpret_cast<const float*>(block.memory + L::kSteps + i % L::kStages * L::kStepBytes);
         float* sums =
             args.sums + (static_cast<int64_t>(block.place) * args.heads + head) * (kSumRows * kChunk);
-        const float skip = args.skip[head];
         sm90::barrier_wait(block.full(i), i / L::kStages & 1);
-        warp().take_head(block.stage(i), block.shared, steps, block.marks(), m, sums, skip, i,
-                         i == block.heads - 1);
-        if (threadIdx.x % 128 == 0) {
-            if constexpr (Warp::kOwn) block.store(i, Warp::kRow);
-            block.release(i);
-        }
+        warp().take_head(block.stage(i), block.shared, steps, block.marks(), m_own, m_far, sums,
+                         args.skip + head);
+        if (threadIdx.x % 128 == 0) block.store(i, Warp::kOwnRow);
         __syncwarp();
     }
     const int64_t blocks = args.batch * args.chunks * args.groups;
     float* d_cb =
         args.d_cb + (block.slice * blocks + static_cast<int64_t>(block.place) * args.groups + block.group) *
                         (kChunk * kChunk);
-    w.write_m(m, d_cb);
+    w.write_m(m_own, d_cb, Warp::kOwnRow);
+    if constexpr (Warp::kFar) w.write_m(m_far, d_cb, 64);
 }
 
-// grid B * chunks * groups * slices, 384 threads.
+// grid B * chunks * groups * slices, 256 threads.
 template <int kP, int kN, bool kDocuments>
-__global__ void __launch_bounds__(384, 1)
+__global__ void __launch_bounds__(256, 1)
     take_heads(const __grid_constant__ Maps maps, const __grid_constant__ Arguments args) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     extern __shared__ __align__(1024) unsigned char memory[];
@@ -478,13 +436,10 @@ __global__ void __launch_bounds__(384, 1)
         block.marks()[threadIdx.x] = args.marks[static_cast<int64_t>(block.place) * kChunk + threadIdx.x];
     __syncthreads();
     sm90::barrier_wait(block.bc_barrier(), 0);
-    const int role = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 128, 0);
-    if (role == kFirstOwn)
-        take_heads_of<kP, kN, kDocuments, kFirstOwn>(block);
-    else if (role == kSecondOwn)
-        take_heads_of<kP, kN, kDocuments, kSecondOwn>(block);
+    if (__shfl_sync(~0u, static_cast<int>(threadIdx.x) / 128, 0) == 0)
+        take_heads_of<kP, kN, kDocuments, 0>(block);
     else
-        take_heads_of<kP, kN, kDocuments, kFar>(block);
+        take_heads_of<kP, kN, kDocuments, 1>(block);
 #endif
 }
 

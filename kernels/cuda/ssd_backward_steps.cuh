@@ -28,8 +28,7 @@ inline constexpr int kRowBytes = kChunk * 4;
 enum SumRow {
     kLeaves,    // V_j = 2^(s_last - s_j) delta_j x_j . (dS B_j)
     kDirect,    // u_j . x_j
-    kLater,     // sum of W_ij over i in the blocks after j's, in the same half of the chunk
-    kFarLater,  // and in the other half; defined for j in the first
+    kLater,     // sum of W_ij over i in the blocks after j's
     kWithin,    // of token k: sum of W_ij over j < k <= i, both in k's block
     kSkip,      // dy_j . x_j
     kEarlier0,  // of token i: sum of W_ij over j in block 0; defined for i in the blocks after it
@@ -213,12 +212,7 @@ __device__ inline void add_from(Four& to, const Four& of, float after) {
 __device__ inline Four decay_gradient(const Arguments& args, int64_t block, int lane) {
     const float* sums = args.sums + block * (kSumRows * kChunk);
     Four decay = Four::load(sums + kWithin * kChunk, lane);
-    Four later = Four::load(sums + kLater * kChunk, lane);
-    if (lane < 16) {
-        const Four far = Four::load(sums + kFarLater * kChunk, lane);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) later.v[i] += far.v[i];
-    }
+    const Four later = Four::load(sums + kLater * kChunk, lane);
     add_before(decay, later, lanes_before(later.sum(), lane, 4));
 
     const int own = lane / 4;  // the block of 16 tokens

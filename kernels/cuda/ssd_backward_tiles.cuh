@@ -94,16 +94,16 @@ struct Channels {
             if constexpr (kRest > 0) sm90::Wgmma<kRest>::shared(rest, of_a, of_b + kMain * 128, k > 0);
         }
     }
-    // this = weights x for 16 kSteps rows of x from `row` on. Asynchronous.
+    // this += weights x for 16 kSteps rows of x from `row` on. Asynchronous.
     template <int kSteps>
-    __device__ void weigh(const uint32_t (&weights)[kSteps][4], uint32_t x_tiles, int row) {
+    __device__ void add(const uint32_t (&weights)[kSteps][4], uint32_t x_tiles, int row) {
 #pragma unroll
         for (int k = 0; k < kSteps; ++k) {
             sm90::Wgmma<kMain>::template registers_by_shared<true>(
-                main, weights[k], XTiles<kP>::main_rows(x_tiles, row + 16 * k), k > 0);
+                main, weights[k], XTiles<kP>::main_rows(x_tiles, row + 16 * k), 1);
             if constexpr (kRest > 0)
                 sm90::Wgmma<kRest>::template registers_by_shared<true>(
-                    rest, weights[k], XTiles<kP>::rest_rows(x_tiles, row + 16 * k), k > 0);
+                    rest, weights[k], XTiles<kP>::rest_rows(x_tiles, row + 16 * k), 1);
         }
     }
 };

@@ -19,15 +19,15 @@ struct CLayout {
     // One stage: dy, the state in blocks of 32 columns of float32, dS in blocks of 64 of bf16; 2^s.
     static constexpr int kState = X::kBytes, kDState = kState + 2 * kStateBytes;
     static constexpr int kStageBytes = kDState + kStateBytes;
-    static constexpr int kBc = 0, kStage0 = Columns::kBytes;
+    static constexpr int kC = 0, kStage0 = Columns::kBytes;
     static constexpr int kRounded0 = kStage0 + kStages * kStageBytes;
     static constexpr int kSteps = kRounded0 + kRounded * kStateBytes;
-    // Barriers: stages filled, rounded states there, rounded states read, B or C there.
+    // Barriers: stages filled, rounded states there, rounded states read, C there, B there.
     static constexpr int kFull = kSteps + kStages * kRowBytes, kReady = kFull + kStages * 8;
-    static constexpr int kFree = kReady + kRounded * 8, kBcFull = kFree + kRounded * 8;
-    static constexpr int kCounters = kBcFull + 8;
+    static constexpr int kFree = kReady + kRounded * 8, kCFull = kFree + kRounded * 8, kBFull = kCFull + 8;
+    static constexpr int kCounters = kBFull + 8;
     static constexpr int kBytes = kCounters + kStages * 4;
-    static_assert(kBytes <= 232448);
+    static_assert(kBytes <= 232448 && Columns::kBytes <= kStageBytes);
 };
 
 template <int kP, int kN>
@@ -78,9 +78,15 @@ struct CBlock {
     // One lane of every warp, when its warp no longer reads the i-th head's stage.
     __device__ void release(int i) const {
         const uint32_t before = sm90::count_up(shared + L::kCounters + i % L::kStages * 4);
-        if (before % (L::kThreads / 32) == L::kThreads / 32 - 1 && i + L::kStages < args.heads_per_group)
+        if (before % (L::kThreads / 32) != L::kThreads / 32 - 1) return;
+        if (i + L::kStages < args.heads_per_group)
             load(i + L::kStages);
+        else if (i + L::kStages == args.heads_per_group)
+            load_b();
     }
+    // B comes to the first stage that is not needed any more.
+    __device__ uint32_t b_place() const { return stage(args.heads_per_group); }
+    __device__ void load_b() const { Columns::load(maps, of, b_place(), shared + L::kBFull, 0); }
     __device__ void set_up() const {
         for (int i = 0; i < L::kStages; ++i) {
             sm90::barrier_init(shared + L::kFull + i * 8, 1);
@@ -90,10 +96,12 @@ struct CBlock {
             sm90::barrier_init(ready(i), 4);
             sm90::barrier_init(free(i), 8);
         }
-        sm90::barrier_init(shared + L::kBcFull, 1);
+        sm90::barrier_init(shared + L::kCFull, 1);
+        sm90::barrier_init(shared + L::kBFull, 1);
         sm90::fence_barrier_init();
         for (int i = 0; i < L::kStages && i < args.heads_per_group; ++i) load(i);
-        Columns::load(maps, of, shared + L::kBc, shared + L::kBcFull, 1);
+        Columns::load(maps, of, shared + L::kC, shared + L::kCFull, 1);
+        if (args.heads_per_group < L::kStages) load_b();
     }
 
     // Rounds a state and returns this thread's part of its product with dS. Eight lanes take a row's 32
@@ -102,27 +110,38 @@ struct CBlock {
         constexpr auto kWide = sm90::Swizzle::b128;
         const uint32_t from = stage(i) + L::kState, d_from = stage(i) + L::kDState, to = rounded(i);
         const int piece = lane % 8;
+        constexpr int kUnits = 2 * Columns::kBlocks * (kP / 4) / 4;  // of four rows, a warp
+        constexpr int kBatch = kUnits % 4 == 0 ? 4 : 2;
         float pass = 0;
-#pragma unroll 4
-        for (int unit = warp; unit < 2 * Columns::kBlocks * (kP / 4); unit += 4) {
-            const int block = unit / (kP / 4), rows = unit % (kP / 4);
-            const int row = rows / 2 * 8 + rows % 2 * 2 + lane / 16 + lane / 8 % 2 * 4;
-            const uint4 bits =
-                load_shared_16(from + block * L::kStateBlockBytes + sm90::swizzled<kWide>(row, piece));
-            const uint32_t at = block / 2 * L::kStateBlockBytes +
-                                sm90::swizzled<kWide>(row, block % 2 * 4 + piece / 2) + piece % 2 * 8;
-            uint32_t d0, d1;
-            asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
-                         : "=r"(d0), "=r"(d1)
-                         : "r"(d_from + at)
-                         : "memory");
-            const float s0 = __uint_as_float(bits.x), s1 = __uint_as_float(bits.y),
-                        s2 = __uint_as_float(bits.z), s3 = __uint_as_float(bits.w);
-            pass = fmaf(s0, low_value(d0),
-                        fmaf(s1, high_value(d0), fmaf(s2, low_value(d1), fmaf(s3, high_value(d1), pass))));
-            asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(to + at), "r"(pack_bf16(s0, s1)),
-                         "r"(pack_bf16(s2, s3))
-                         : "memory");
+#pragma unroll 1
+        for (int batch = 0; batch < kUnits; batch += kBatch) {
+            uint4 bits[kBatch];
+            uint2 d[kBatch];
+            uint32_t at[kBatch];
+#pragma unroll
+            for (int k = 0; k < kBatch; ++k) {
+                const int unit = (batch + k) * 4 + warp, block = unit / (kP / 4), rows = unit % (kP / 4);
+                const int row = rows / 2 * 8 + rows % 2 * 2 + lane / 16 + lane / 8 % 2 * 4;
+                at[k] = block / 2 * L::kStateBlockBytes +
+                        sm90::swizzled<kWide>(row, block % 2 * 4 + piece / 2) + piece % 2 * 8;
+                bits[k] =
+                    load_shared_16(from + block * L::kStateBlockBytes + sm90::swizzled<kWide>(row, piece));
+                asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
+                             : "=r"(d[k].x), "=r"(d[k].y)
+                             : "r"(d_from + at[k])
+                             : "memory");
+            }
+#pragma unroll
+            for (int k = 0; k < kBatch; ++k) {
+                const float s0 = __uint_as_float(bits[k].x), s1 = __uint_as_float(bits[k].y),
+                            s2 = __uint_as_float(bits[k].z), s3 = __uint_as_float(bits[k].w);
+                pass = fmaf(s0, low_value(d[k].x),
+                            fmaf(s1, high_value(d[k].x),
+                                 fmaf(s2, low_value(d[k].y), fmaf(s3, high_value(d[k].y), pass))));
+                asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(to + at[k]), "r"(pack_bf16(s0, s1)),
+                             "r"(pack_bf16(s2, s3))
+                             : "memory");
+            }
         }
         return pass;
     }
@@ -152,8 +171,9 @@ struct CBlock {
         float sum[kColumns / 2];
 #pragma unroll
         for (float& value : sum) value = 0;
-        sm90::barrier_wait(shared + L::kBcFull, 0);
+        sm90::barrier_wait(shared + L::kCFull, 0);
         for (int i = 0; i < args.heads_per_group; ++i) {
+            if (i == args.heads_per_group - 1) prefetch_m(args, of);
             wait_full(i);
             uint32_t x[kP / 16][4];
             X::read(stage(i), row, lane, x);
@@ -163,7 +183,7 @@ struct CBlock {
             Channels<kP> out;  // S_in C
             sm90::pin(sum);
             sm90::wgmma_fence();
-            out.template start<kColumns>(shared + L::kBc + row / 64 * 64 * 128, rounded(i));
+            out.template start<kColumns>(shared + L::kC + row / 64 * 64 * 128, rounded(i));
             sm90::wgmma_commit();
             const sm90::Descriptor state =
                 sm90::descriptor<sm90::Swizzle::b128>(rounded(i), L::kStateBlockBytes);
@@ -192,10 +212,8 @@ struct CBlock {
             __syncwarp();
             if (lane == 0) sm90::barrier_expect(free(i), 0);
         }
-        sm90::named_barrier(1, 256);  // C has been read
-        if (threadIdx.x == 0) Columns::load(maps, of, shared + L::kBc, shared + L::kBcFull, 0);
-        sm90::barrier_wait(shared + L::kBcFull, 1);
-        add_m<true, kColumns>(sum, args, of, shared + L::kBc, row, lane);
+        sm90::barrier_wait(shared + L::kBFull, 0);
+        add_m<true, kColumns>(sum, args, of, b_place(), row, lane);
         write_group<kColumns>(sum, args, of, (args.groups + of.group) * kN + of.slice * kColumns, row, lane);
     }
 };

@@ -86,6 +86,6 @@ TEST_CASE("GPU: the backward scan with clamped steps, strong and weak decays", "
 TEST_CASE("GPU: the backward scan of many heads and chunks", "[gpu]") {
     Backend* gpu = cuda_backend();
     if (!gpu) return;
-    check(*gpu, 1, 2048, shape(32, 64, 128, 2));
-    check(*gpu, 1, 1500, shape(64, 64, 256, 8), {.new_document = 0.005});
+    check(*gpu, 1, 1024, shape(16, 64, 128, 2));
+    check(*gpu, 1, 640, shape(32, 64, 256, 4), {.new_document = 0.005});
 }

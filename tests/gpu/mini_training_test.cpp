@@ -154,11 +154,16 @@ TEST_CASE("twenty steps of a pruned mini-20 on CUDA follow the CPU's", "[gpu]") 
     const PrunedMini student(on_cpu);
     const StepShape shape{.batch = 4, .rows = 4, .seq_len = kSeqLen, .loss = {.kl = 0.5, .ce = 0.5}};
     Run expected(*cpu, *student.checkpoint, on_cpu, shape), actual(*gpu, *student.checkpoint, on_gpu, shape);
+    // What bf16 storage itself does to this run, with exact arithmetic (Bf16Backend of tests/distill): the
+    // loss after the first update is off by 3.6e-3, later ones by up to 1.9e-3. The first update moves every
+    // element by the full rate, by the sign of its gradient alone, also where that is smaller than the
+    // roundings on its way; the loss rises by a third there, so it is steep in such differences.
+    constexpr double kTolerance = 5e-3;
     double first = 0, last = 0, worst = 0;
     for (int step = 1; step <= 20; ++step) {
         CAPTURE(step);
         const double wanted = expected.step(1e-3), got = actual.step(1e-3);
-        CHECK(std::abs(got - wanted) < 2e-3 * wanted);
+        CHECK(std::abs(got - wanted) < kTolerance * wanted);
         worst = std::max(worst, std::abs(got - wanted) / wanted);
         if (step <= 4) first += got;
         if (step > 16) last += got;

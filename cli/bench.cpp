@@ -11,7 +11,7 @@ namespace minipuzzle::cli {
 
 OptionTable BenchCommand::options() {
     OptionTable table;
-    table.positional("what", what, "ops: every operation of the forward pass, checked and timed");
+    table.positional("what", what, "ops: every operation, forward and backward, checked and timed");
     table.text("match", "REGEX", match, "with ops: only operations whose name and shape match");
     table.text("model", "FOLDER", model, "time this model");
     weights.add_to(table);

@@ -136,7 +136,8 @@ struct BenchCommand : Command {
 
     const char* name() const override { return "bench"; }
     const char* help() const override {
-        return "Time a model's forward pass, or each operation against the limits of the device";
+        return "Time a model's forward pass or training steps, or each operation against the limits of the "
+               "device";
     }
     OptionTable options() override;
     CommandResult run(const Context& context) override;

@@ -17,7 +17,7 @@ std::vector<Recompute> split(std::size_t layers, std::size_t changed, Recompute 
     return policies;
 }
 
-// "Mamba none, FFN selective in 3 of 8, else full".
+// "mamba none, attention full, ffn selective in 3 of 8 and full in 5 of 8".
 std::string describe(const Architecture& architecture, const StepShape& shape) {
     std::string text;
     for (LayerType type : kLayerTypes) {

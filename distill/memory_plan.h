@@ -14,7 +14,7 @@ struct MemoryPlan {
     int64_t weights = 0, teacher = 0, masters = 0, gradients = 0, moments = 0, activations = 0,
             scratch = 0;           // bytes
     std::string activation_table;  // the live buffers at the peak
-    std::string recompute;         // "Mamba none, attention none, FFN selective in 3 of 8"
+    std::string recompute;         // "mamba none, ffn selective in 3 of 8 and full in 5 of 8"
 
     int64_t total() const {
         return weights + teacher + masters + gradients + moments + activations + scratch;

@@ -29,7 +29,6 @@
 namespace minipuzzle {
 
 // ---- embedding, norms, products, element-wise
-// -----------------------------------------------------------------
 
 // out[r, :] = weight[tokens[r], :].
 struct EmbeddingForward {
@@ -95,7 +94,6 @@ struct Add {
 };
 
 // ---- Mamba-2 mixer (Dao & Gu 2024, "Transformers are SSMs", section 6: the chunked SSD algorithm)
-// ---------------
 
 // Sizes of one mixer. inner() = H*P; conv_channels() = H*P + 2*G*N laid out x | B | C;
 // projection() = 2*H*P + 2*G*N + H laid out z | x | B | C | dt. Head h reads group h / (H/G).
@@ -181,7 +179,6 @@ struct GatedNormBackward {
 };
 
 // ---- attention
-// ------------------------------------------------------------------------------------------------
 
 // Causal grouped-query attention without position encoding: out = softmax(q k^T / sqrt(P), causal, same
 // document) v; query head i reads kv head i / (H/K). lse[b, h, t] = log sum exp of the scaled scores.
@@ -202,7 +199,6 @@ struct AttentionBackward {
 };
 
 // ---- vocabulary losses: logits live one token chunk at a time
-// ------------------------------------------------------
 
 // One model's last hidden states (after the final norm) and its LM head: logits = hidden * head^T.
 struct LmHead {
@@ -258,7 +254,6 @@ struct CompareLogits {
 };
 
 // ---- feature losses (Puzzle, arXiv 2411.19146: cosine; FitNets-style normalised MSE)
-// ----------------------------------
 
 enum class FeatureKind { cosine, mse };
 // cosine: per token 1 - cos(student, teacher); mse: per token |student - teacher|^2 / |teacher|^2.
@@ -274,7 +269,6 @@ struct FeatureLoss {
 };
 
 // ---- statistics, optimiser
-// --------------------------------------------------------------------------------------
 
 // out[b, f] = sum over t of |x[b, t, f]|.
 struct AbsoluteColumnSums {

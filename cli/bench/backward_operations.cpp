@@ -14,10 +14,6 @@ Check compare_rows(Twin& twin, const Tensor& result, Range rows, const Tensor& e
                         {{0, result.columns()}}, expected, Rounding::once);
 }
 
-Tensor as_sequence(Twin& twin, const Tensor& tensor, Range rows) {
-    return twin.rows(tensor, rows, {1, rows.count, tensor.columns()});
-}
-
 // All tokens, but only the last columns; compared for the last tokens of the vocabulary.
 Check check_embedding(Twin& twin, const EmbeddingBackward& args) {
     twin.device().zero(args.d_weight);
@@ -39,12 +35,12 @@ Check check_embedding(Twin& twin, const EmbeddingBackward& args) {
 Check check_rms_norm(Twin& twin, const RmsNormBackward& args) {
     twin.device().zero(args.d_x);
     const Range rows = last(args.x.rows(), kCheckedRows);
-    const Tensor d_x = as_sequence(twin, args.d_x, rows);
+    const Tensor d_x = twin.sequence(args.d_x, rows);
     twin.device().run(args);
-    twin.backend().run(RmsNormBackward{.x = as_sequence(twin, args.x, rows),
+    twin.backend().run(RmsNormBackward{.x = twin.sequence(args.x, rows),
                                        .weight = twin.whole(args.weight),
                                        .eps = args.eps,
-                                       .d_out = as_sequence(twin, args.d_out, rows),
+                                       .d_out = twin.sequence(args.d_out, rows),
                                        .d_x = d_x,
                                        .d_weight = {}});
     return compare_rows(twin, args.d_x, rows, d_x);
@@ -54,7 +50,7 @@ Check check_squared_relu(Twin& twin, const SquaredReluBackward& args) {
     const Range rows = last(args.x.rows(), kCheckedRows);
     const Tensor d_x = twin.empty({1, rows.count, args.x.columns()});
     twin.backend().run(
-        SquaredReluBackward{as_sequence(twin, args.x, rows), as_sequence(twin, args.d_out, rows), d_x});
+        SquaredReluBackward{twin.sequence(args.x, rows), twin.sequence(args.d_out, rows), d_x});
     return compare_rows(twin, args.d_x, rows, d_x);
 }
 

@@ -19,11 +19,6 @@ Check compare_rows(Twin& twin, const Tensor& result, Range rows, const Tensor& e
     return twin.compare(part(rows, all), result, rows, {all}, expected, Rounding::once);
 }
 
-// The rows of `tensor` as [1, rows, columns].
-Tensor as_sequence(Twin& twin, const Tensor& tensor, Range rows) {
-    return tensor ? twin.rows(tensor, rows, {1, rows.count, tensor.columns()}) : Tensor();
-}
-
 // The last rows' tokens, and those rows of the table as a table of their own.
 Check check_embedding(Twin& twin, const EmbeddingForward& args) {
     const Range rows = last(args.out.rows(), kCheckedRows);
@@ -44,15 +39,14 @@ Check check_embedding(Twin& twin, const EmbeddingForward& args) {
 Check check_rms_norm(Twin& twin, const RmsNormForward& args) {
     const Range rows = last(args.x.rows(), kCheckedRows);
     const Tensor out = twin.empty({1, rows.count, args.x.columns()});
-    twin.backend().run(
-        RmsNormForward{as_sequence(twin, args.x, rows), twin.whole(args.weight), args.eps, out});
+    twin.backend().run(RmsNormForward{twin.sequence(args.x, rows), twin.whole(args.weight), args.eps, out});
     return compare_rows(twin, args.out, rows, out);
 }
 
 Check check_linear(Twin& twin, const LinearForward& args) {
     const Range rows = last(args.x.rows(), kCheckedRows), columns = last(args.out.columns(), kCheckedColumns);
     const Tensor out = twin.empty({1, rows.count, columns.count});
-    LinearForward own{.x = as_sequence(twin, args.x, rows),
+    LinearForward own{.x = twin.sequence(args.x, rows),
                       .weight = twin.rows(args.weight, columns, {columns.count, args.x.columns()}),
                       .residual = {},
                       .out = out};
@@ -73,7 +67,7 @@ Check check_linear_backward(Twin& twin, const LinearBackward& args) {
     const Tensor d_x = twin.empty({1, rows.count, columns.count});
     LinearBackward own;
     own.weight = twin.part(args.weight, {0, output_count}, {columns}, {output_count, columns.count});
-    own.d_out = as_sequence(twin, args.d_out, rows);
+    own.d_out = twin.sequence(args.d_out, rows);
     own.d_x = d_x;
     twin.backend().run(own);
     const Check input = twin.compare(part(rows, columns), args.d_x, rows, {columns}, d_x, Rounding::once);
@@ -82,7 +76,7 @@ Check check_linear_backward(Twin& twin, const LinearBackward& args) {
     const Tensor d_weight = twin.empty({outputs.count, args.d_weight.columns()});
     twin.backend().zero(d_weight);
     own = LinearBackward();
-    own.x = as_sequence(twin, args.x, {0, tokens});
+    own.x = twin.sequence(args.x, {0, tokens});
     own.d_out = twin.part(args.d_out, {0, tokens}, {outputs}, {1, tokens, outputs.count});
     own.d_weight = d_weight;
     twin.backend().run(own);
@@ -94,14 +88,14 @@ Check check_linear_backward(Twin& twin, const LinearBackward& args) {
 Check check_squared_relu(Twin& twin, const SquaredReluForward& args) {
     const Range rows = last(args.x.rows(), kCheckedRows);
     const Tensor out = twin.empty({1, rows.count, args.x.columns()});
-    twin.backend().run(SquaredReluForward{as_sequence(twin, args.x, rows), out});
+    twin.backend().run(SquaredReluForward{twin.sequence(args.x, rows), out});
     return compare_rows(twin, args.out, rows, out);
 }
 
 Check check_add(Twin& twin, const Add& args) {
     const Range rows = last(args.out.rows(), kCheckedRows);
     const Tensor out = twin.empty({1, rows.count, args.out.columns()});
-    twin.backend().run(Add{as_sequence(twin, args.a, rows), as_sequence(twin, args.b, rows), out});
+    twin.backend().run(Add{twin.sequence(args.a, rows), twin.sequence(args.b, rows), out});
     return compare_rows(twin, args.out, rows, out);
 }
 

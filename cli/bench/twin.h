@@ -48,6 +48,10 @@ class Twin {
     Tensor rows(const Tensor& tensor, Range range, std::initializer_list<int64_t> extents) {
         return part(tensor, range, {{0, tensor.columns()}}, extents);
     }
+    // The rows as one sequence, [1, rows, columns]; nothing of a tensor that is not given.
+    Tensor sequence(const Tensor& tensor, Range range) {
+        return tensor ? rows(tensor, range, {1, range.count, tensor.columns()}) : Tensor();
+    }
     // All of it, in its own extents.
     Tensor whole(const Tensor& tensor);
     Tensor indices(const std::vector<int32_t>& values);

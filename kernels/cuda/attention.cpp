@@ -83,13 +83,10 @@ struct BackwardScratch {
 
     explicit BackwardScratch(const AttentionBackward& args) {
         const int64_t rows = sequences_of_launch(args) * args.heads * args.q.size(1);
-        d_q_sums = round_up(rows * 4);
-        workspace = d_q_sums + round_up(rows * args.head_dim * 4);
-        bytes = workspace + 2 * round_up(rows * args.head_dim * 2) + kWorkspaceBytes;
+        d_q_sums = aligned(rows * 4);
+        workspace = d_q_sums + aligned(rows * args.head_dim * 4);
+        bytes = workspace + 2 * aligned(rows * args.head_dim * 2) + kWorkspaceBytes;
     }
-
-  private:
-    static int64_t round_up(int64_t size) { return div_up(size, 256) * 256; }
 };
 
 std::byte* sequence(const Tensor& tensor, int64_t index) {

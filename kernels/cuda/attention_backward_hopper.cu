@@ -17,7 +17,6 @@ namespace {
 
 namespace back = attention_backward;
 
-constexpr float kLog2E = 1.4426950408889634f;
 constexpr int kStatisticsThreads = 256, kRowThreads = back::kDim / 8;
 
 __device__ float add_pair(float sum, uint32_t a, uint32_t b) {
@@ -58,8 +57,6 @@ __global__ void __launch_bounds__(kStatisticsThreads)
 int64_t padded_steps(const AttentionBackward& args) {
     return div_up(args.q.size(1), int64_t{back::kBlock}) * (back::kBlock / back::kStep);
 }
-
-bool on_16_bytes(const Tensor& tensor) { return reinterpret_cast<uintptr_t>(tensor.data) % 16 == 0; }
 
 // Boxes of so many rows of one head of [B, T, heads * 128], as two blocks of 64 columns.
 CUtensorMap map_in(const Tensor& tensor, int64_t rows) {
@@ -102,7 +99,7 @@ bool may_use_hopper_backward(const AttentionBackward& args) {
     if (args.head_dim != back::kDim || args.document || rows > int64_t{INT32_MAX} * 16) return false;
     for (const Tensor* tensor :
          {&args.q, &args.k, &args.v, &args.out, &args.d_out, &args.d_q, &args.d_k, &args.d_v})
-        if (!on_16_bytes(*tensor)) return false;
+        if (!on_16_bytes(tensor->data)) return false;
     return true;
 }
 

@@ -21,7 +21,7 @@ namespace {
 
 constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * kWarp;
-constexpr float kLn2 = 0.69314718055994531f, kLog2E = 1.4426950408889634f;
+constexpr float kLn2 = 0.69314718055994531f;
 
 struct AttentionParams {
     const uint16_t *q, *k, *v;
@@ -233,8 +233,6 @@ void launch(const Context& context, AttentionParams p, int64_t batch) {
     MP_CUDA_LAUNCHED();
 }
 
-bool aligned_to_16(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
-
 }  // namespace
 
 void attention_forward_plain(const Context& context, const AttentionForward& args) {
@@ -255,8 +253,8 @@ void attention_forward_plain(const Context& context, const AttentionForward& arg
     p.heads = narrow<int>(args.heads);
     p.kv_heads = narrow<int>(args.kv_heads);
     p.format.head_dim = narrow<int>(args.head_dim);
-    p.format.aligned = p.format.head_dim % 8 == 0 && aligned_to_16(p.q) && aligned_to_16(p.k) &&
-                       aligned_to_16(p.v) && aligned_to_16(p.out);
+    p.format.aligned = p.format.head_dim % 8 == 0 && on_16_bytes(p.q) && on_16_bytes(p.k) &&
+                       on_16_bytes(p.v) && on_16_bytes(p.out);
     p.scale_log2 = kLog2E / std::sqrt(static_cast<float>(p.format.head_dim));
 
     if (p.format.head_dim <= 32) return launch<AttentionShape<32, 2, 32, 4>>(context, p, batch);

@@ -35,6 +35,9 @@ struct Context {
     int64_t scratch_capacity = 0;
 };
 
+// The size of a part of the scratch memory, up to where the next one may begin.
+inline int64_t aligned(int64_t bytes) { return div_up(bytes, 256) * 256; }
+
 // Whether the current device runs the code compiled for 9.0a.
 bool runs_hopper_code(cudaStream_t stream);
 

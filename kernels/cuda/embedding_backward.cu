@@ -58,34 +58,7 @@ struct Rows {
 };
 
 template <int W>
-struct Columns {
-    float v[W];
-};
-template <int W, Reuse kReuse = Reuse::once>
-__device__ Columns<W> read(const float* from) {
-    if constexpr (W == 4) {
-        const float4* at = reinterpret_cast<const float4*>(from);
-        const float4 v = kReuse == Reuse::once ? __ldcs(at) : *at;
-        return {{v.x, v.y, v.z, v.w}};
-    } else {
-        return {{*from}};
-    }
-}
-template <int W, Reuse kReuse = Reuse::once>
-__device__ void write(float* to, const Columns<W>& c) {
-    if constexpr (W == 4) {
-        float4* at = reinterpret_cast<float4*>(to);
-        const float4 v = make_float4(c.v[0], c.v[1], c.v[2], c.v[3]);
-        if (kReuse == Reuse::once)
-            __stcs(at, v);
-        else
-            __stwb(at, v);  // a plain assignment becomes four stores
-    } else {
-        *to = c.v[0];
-    }
-}
-template <int W>
-__device__ void add(Columns<W>& sum, const Columns<W>& c) {
+__device__ void add(Values<W>& sum, const Values<W>& c) {
 #pragma unroll
     for (int j = 0; j < W; ++j) sum.v[j] += c.v[j];
 }
@@ -107,32 +80,32 @@ __global__ void __launch_bounds__(kThreads) add_pieces(const Rows rows) {
     const int64_t column = rows.column(W);
     if (column >= rows.width) return;
     float* d_weight = rows.d_weight + column;
-    Columns<W> sum = {};
+    Values<W> sum = {};
     for (int first = 0; first < count; first += kGroup) {
         // All that the group reads, before anything is added.
         Packed<W> d_out[kGroup] = {};
-        Columns<W> old[kGroup] = {};
+        Values<W> old[kGroup] = {};
 #pragma unroll
         for (int k = 0; k < kGroup; ++k) {
             const int i = first + k;
             if (i >= count || tokens[i] >= rows.vocabulary) continue;
             d_out[k] = load<W>(rows.d_out + places[i] * rows.width + column);
             if (tokens[i] != (i > 0 ? tokens[i - 1] : before))
-                old[k] = read<W>(d_weight + tokens[i] * rows.width);
+                old[k] = load<W>(d_weight + tokens[i] * rows.width);
         }
 #pragma unroll
         for (int k = 0; k < kGroup; ++k) {
             const int i = first + k;
             if (i >= count || tokens[i] >= rows.vocabulary) continue;
             if (i == 0 || tokens[i] != tokens[i - 1]) sum = old[k];
-            Columns<W> c;
+            Values<W> c;
             unpack(d_out[k], c.v);
             add(sum, c);
             if (i + 1 < count && tokens[i + 1] == tokens[i]) continue;
             if (tokens[i] == before)
-                write<W, Reuse::again>(rows.heads + rows.piece() * rows.width + column, sum);
+                store<W, Reuse::again>(rows.heads + rows.piece() * rows.width + column, sum);
             else
-                write<W>(d_weight + tokens[i] * rows.width, sum);
+                store<W>(d_weight + tokens[i] * rows.width, sum);
         }
     }
 }
@@ -159,17 +132,17 @@ __global__ void __launch_bounds__(kThreads) add_heads(const Rows rows) {
     }
     const float* heads = rows.heads + piece * rows.width + column;
     float* d_weight = rows.d_weight + token * rows.width + column;
-    Columns<W> sum = read<W>(d_weight);
+    Values<W> sum = load<W>(d_weight);
     int64_t next = 0;
     for (; next + kHeads <= low; next += kHeads) {
-        Columns<W> held[kHeads];
+        Values<W> held[kHeads];
 #pragma unroll
-        for (int k = 0; k < kHeads; ++k) held[k] = read<W, Reuse::again>(heads + (next + k) * rows.width);
+        for (int k = 0; k < kHeads; ++k) held[k] = load<W, Reuse::again>(heads + (next + k) * rows.width);
 #pragma unroll
         for (int k = 0; k < kHeads; ++k) add(sum, held[k]);
     }
-    for (; next < low; ++next) add(sum, read<W, Reuse::again>(heads + next * rows.width));
-    write<W>(d_weight, sum);
+    for (; next < low; ++next) add(sum, load<W, Reuse::again>(heads + next * rows.width));
+    store<W>(d_weight, sum);
 }
 
 template <int W>
@@ -197,7 +170,6 @@ struct Layout {
         std::size_t needed = 0;
         MP_CUDA(sort_pairs(nullptr, needed, tokens, places, narrow<int>(count),
                            narrow<uint32_t>(args.d_weight.size(0)), nullptr));
-        const auto aligned = [](int64_t size) { return div_up(size, int64_t{256}) * 256; };
         pairs = aligned(count * 4);
         heads = 4 * pairs;
         sorting = heads + aligned(div_up(count, kPiece) * width * 4);

@@ -56,13 +56,11 @@ struct SquaredError {
     }
 };
 
-constexpr int blocks_wanted(int held, bool one_warp) { return (held <= 2 ? 2 : 1) * (one_warp ? 2 : 1); }
-
 // blockDim.y rows per block, each held in the registers of blockDim.x threads; a masked row is not read.
 // Thread x holds vectors x, x + blockDim.x, ...
 template <class Kind, int kHeld, bool kOneWarp>
 __global__ void __launch_bounds__(kOneWarp ? RowLayout::kBlockThreads : RowLayout::kMostThreads,
-                                  blocks_wanted(kHeld, kOneWarp)) compare_held(const Rows rows) {
+                                  RowLayout::blocks_wanted(kHeld, kOneWarp)) compare_held(const Rows rows) {
     __shared__ Sums<Kind::kSums> partials[2][kOneWarp ? 1 : kWarp];
     int turn = 0;
     const int64_t step = int64_t{gridDim.x} * blockDim.y;

@@ -9,7 +9,7 @@ namespace minipuzzle::cuda {
 
 constexpr int kBatch = 8;  // columns that a thread takes in at once
 // The float32 nearest to log2(e), L.
-constexpr float kLog2E = 1.44269504f;
+constexpr float kLog2E = 1.4426950408889634f;
 // Below every logit, and still finite when multiplied by log2(e).
 constexpr float kLowest = -2e38f;
 
@@ -88,8 +88,6 @@ __device__ inline void set(float* out, int64_t row, double value) {
 
 // The memory of an output from this row on; null where it is not wanted.
 inline float* at(const Tensor& tensor, int64_t row) { return tensor ? tensor.as<float>() + row : nullptr; }
-
-inline int64_t aligned(int64_t bytes) { return div_up(bytes, 256) * 256; }
 
 // kernel<kThreads, kVector> by the vocabulary: its size alone fixes the order of every sum.
 #define MP_LAUNCH_ROWS(kernel, context, rows, args)                                         \

@@ -42,12 +42,17 @@ __device__ __forceinline__ uint16_t round_bf16(float value) {
     return static_cast<uint16_t>(pack_bf16(value, 0.0f));
 }
 
+// log2(e), with which exponentials become powers of two.
+inline constexpr float kLog2E = 1.4426950408889634f;
 // 2^x, relative error about 2^-22; 0 for -inf.
 __device__ __forceinline__ float exp2_fast(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
+
+// Whether 16 bytes may be read at `memory` at once.
+inline bool on_16_bytes(const void* memory) { return reinterpret_cast<uintptr_t>(memory) % 16 == 0; }
 
 // ---- shared memory
 

@@ -71,9 +71,6 @@ class WeightSums {
     int vectors_;
 };
 
-// Registers for two blocks of 512 threads (or four of 256) where a row's vectors leave room for that.
-constexpr int blocks_wanted(int held, bool one_warp) { return (held <= 2 ? 2 : 1) * (one_warp ? 2 : 1); }
-
 // Asks for the line (128 bytes, 8 vectors) of a row's vector to be brought into L2: the block's next row is
 // on its way while this one is summed up, and takes no registers.
 __device__ void fetch_line(const bf16* row, int vector) {
@@ -84,7 +81,7 @@ __device__ void fetch_line(const bf16* row, int vector) {
 // vectors x, x + blockDim.x, ...
 template <int kHeld, bool kOneWarp, bool kWeight>
 __global__ void __launch_bounds__(kOneWarp ? RowLayout::kBlockThreads : RowLayout::kMostThreads,
-                                  blocks_wanted(kHeld, kOneWarp)) backward_held(const Rows rows) {
+                                  RowLayout::blocks_wanted(kHeld, kOneWarp)) backward_held(const Rows rows) {
     extern __shared__ float4 weight_memory[];
     __shared__ Sums<2> partials[2][kOneWarp ? 1 : kWarp];
     const int vectors = static_cast<int>(rows.width / 8);

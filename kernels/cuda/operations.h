@@ -1,6 +1,7 @@
 // The launchers of the CUDA backend, one per operation of ops.h; arguments were validated. bf16 storage,
-// float32 accumulation, no atomics: results repeat bit for bit and a sequence's bits depend on that sequence
-// alone. Each launcher states its ideal bytes and FLOPs in its source.
+// float32 accumulation, no atomics on floats: results repeat bit for bit and a sequence's bits depend on that
+// sequence alone (not so where AttentionBackward is told that sums may come in any order). Each launcher
+// states its ideal bytes and FLOPs in its source.
 #pragma once
 
 #include "kernels/cuda/device.h"

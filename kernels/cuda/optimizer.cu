@@ -11,7 +11,6 @@ namespace {
 
 constexpr int kThreads = 256;
 
-__device__ float4 read4(const float* from) { return __ldcs(reinterpret_cast<const float4*>(from)); }
 __device__ bool is_aligned(const void* memory) { return reinterpret_cast<uintptr_t>(memory) % 16 == 0; }
 
 // ---- gradient norms
@@ -23,8 +22,8 @@ struct NormTable {
     const float* gradients[kTableTensors];
 };
 
-__device__ double plus_squares(double sum, const float4& v) {
-    for (const float x : {v.x, v.y, v.z, v.w}) sum = fma(static_cast<double>(x), static_cast<double>(x), sum);
+__device__ double plus_squares(double sum, const Values<4>& values) {
+    for (const float x : values.v) sum = fma(static_cast<double>(x), static_cast<double>(x), sum);
     return sum;
 }
 
@@ -39,10 +38,10 @@ __global__ void __launch_bounds__(kThreads)
     double sum = 0;
     if (is_aligned(x)) {
 #pragma unroll 4
-        for (int i = threadIdx.x * 4; i < whole; i += kThreads * 4) sum = plus_squares(sum, read4(x + i));
+        for (int i = threadIdx.x * 4; i < whole; i += kThreads * 4) sum = plus_squares(sum, load<4>(x + i));
     } else {
         for (int i = threadIdx.x * 4; i < whole; i += kThreads * 4)
-            sum = plus_squares(sum, make_float4(x[i], x[i + 1], x[i + 2], x[i + 3]));
+            sum = plus_squares(sum, {{x[i], x[i + 1], x[i + 2], x[i + 3]}});
     }
     if (whole + static_cast<int>(threadIdx.x) < piece.count) {
         const double v = x[whole + threadIdx.x];
@@ -124,19 +123,10 @@ struct Factors {
 };
 static_assert(sizeof(UpdateTable) + sizeof(Factors) + sizeof(void*) <= 32764);
 
-// W neighbouring values, float32 or bf16 in memory, each read once and written once.
-template <int W>
-struct Values {
-    float v[W];
-};
+// W neighbouring values in either type, each read once and written once.
 template <int W>
 __device__ Values<W> read(const float* from) {
-    if constexpr (W == 4) {
-        const float4 v = read4(from);
-        return {{v.x, v.y, v.z, v.w}};
-    } else {
-        return {{*from}};
-    }
+    return load<W>(from);
 }
 template <int W>
 __device__ Values<W> read(const bf16* from) {
@@ -146,11 +136,7 @@ __device__ Values<W> read(const bf16* from) {
 }
 template <int W>
 __device__ void write(float* to, const Values<W>& values) {
-    if constexpr (W == 4)
-        __stcs(reinterpret_cast<float4*>(to),
-               make_float4(values.v[0], values.v[1], values.v[2], values.v[3]));
-    else
-        *to = values.v[0];
+    store(to, values);
 }
 template <int W>
 __device__ void write(bf16* to, const Values<W>& values) {

@@ -24,8 +24,6 @@ bool has_fast_shape(const MambaShape& s) {
     return sizes && s.heads / s.groups % 2 == 0 && s.conv_channels() % 8 == 0;
 }
 
-bool aligned(const Tensor& tensor) { return reinterpret_cast<uintptr_t>(tensor.data) % 16 == 0; }
-
 // What shapes say; whether memory is aligned and which device it is are seen at the launch.
 bool may_be_fast(const SsdForward& args) {
     return has_fast_shape(args.shape) && (!args.chunk_states || args.chunk % kChunk == 0) &&
@@ -209,7 +207,7 @@ int64_t scratch_bytes(const SsdForward& args) {
 }
 
 void run(const Context& context, const SsdForward& args) {
-    if (context.hopper_code && may_be_fast(args) && aligned(args.xbc) && aligned(args.y))
+    if (context.hopper_code && may_be_fast(args) && on_16_bytes(args.xbc.data) && on_16_bytes(args.y.data))
         run_fast(context, args);
     else
         ssd_forward_plain(context, args);

@@ -540,8 +540,6 @@ void launch(const Context& context, ScanParams p, int64_t batch) {
     MP_CUDA_LAUNCHED();
 }
 
-bool aligned_to_16(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
-
 ScanParams scan_params(const SsdForward& args) {
     const MambaShape& s = args.shape;
     ScanParams p{};
@@ -570,10 +568,10 @@ ScanParams scan_params(const SsdForward& args) {
     p.chunks = narrow<int>(div_up(p.time, p.chunk));
     p.dt_min = static_cast<float>(args.dt_min);
     p.dt_max = static_cast<float>(args.dt_max);
-    const bool rows_aligned = aligned_to_16(p.xbc) && p.conv_channels % 8 == 0;
+    const bool rows_aligned = on_16_bytes(p.xbc) && p.conv_channels % 8 == 0;
     p.x_aligned = rows_aligned && s.head_dim % 8 == 0;
     p.bc_aligned = rows_aligned && p.inner % 8 == 0 && s.state % 8 == 0;
-    p.y_aligned = aligned_to_16(p.y) && s.head_dim % 8 == 0;
+    p.y_aligned = on_16_bytes(p.y) && s.head_dim % 8 == 0;
     return p;
 }
 

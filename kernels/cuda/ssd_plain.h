@@ -1,4 +1,5 @@
-// The selective state space scan, forward and backward, for every device from compute capability 8.0 on and every shape.
+// The selective state space scan, forward and backward, for every device from compute capability 8.0 on and
+// every shape.
 #pragma once
 
 #include "kernels/cuda/device.h"

@@ -116,6 +116,36 @@ __device__ inline Packed<W> pack(const float (&values)[W]) {
     return v;
 }
 
+// W neighbouring float32 (4: 16 bytes, 1: one).
+template <int W>
+struct Values {
+    float v[W];
+};
+template <int W, Reuse kReuse = Reuse::once>
+__device__ inline Values<W> load(const float* from) {
+    static_assert(W == 4 || W == 1);
+    if constexpr (W == 4) {
+        const float4* at = reinterpret_cast<const float4*>(from);
+        const float4 v = kReuse == Reuse::once ? __ldcs(at) : *at;
+        return {{v.x, v.y, v.z, v.w}};
+    } else {
+        return {{*from}};
+    }
+}
+template <int W, Reuse kReuse = Reuse::once>
+__device__ inline void store(float* to, const Values<W>& values) {
+    if constexpr (W == 4) {
+        float4* at = reinterpret_cast<float4*>(to);
+        const float4 v = make_float4(values.v[0], values.v[1], values.v[2], values.v[3]);
+        if (kReuse == Reuse::once)
+            __stcs(at, v);
+        else
+            __stwb(at, v);  // a plain assignment becomes four stores
+    } else {
+        *to = values.v[0];
+    }
+}
+
 // Eight neighbouring float32 that are read again and again (32-byte aligned).
 __device__ inline void load_weights(const float* from, float (&values)[8]) {
     const float4 a = __ldg(reinterpret_cast<const float4*>(from));
@@ -174,6 +204,11 @@ struct RowLayout {
     bool one_warp() const { return threads == kWarp; }
     // Rows of one block.
     int together() const { return std::max(1, kBlockThreads / threads); }
+    // For __launch_bounds__ of kernels that hold several rows side by side: registers for two blocks of 512
+    // threads (or four of 256) on a multiprocessor where a row's vectors leave room for that.
+    static constexpr int blocks_wanted(int held, bool one_warp) {
+        return (held <= 2 ? 2 : 1) * (one_warp ? 2 : 1);
+    }
 };
 
 // A warp holds up to 4 vectors a lane; longer rows are spread over more threads of 2 vectors each, the

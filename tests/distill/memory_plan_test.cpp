@@ -1,5 +1,7 @@
 #include "distill/memory_plan.h"
 
+#include <algorithm>
+
 #include "runtime/files.h"
 #include "tests/catch.h"
 #include "tests/distill/fixture.h"

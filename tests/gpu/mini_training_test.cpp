@@ -130,6 +130,8 @@ TEST_CASE("gradients of the whole mini-20 on CUDA agree with the CPU's in double
         }
         Likeness likeness;
         likeness.add(got, wanted);
+        // Every activation, its gradient and every weight is rounded by up to 2^-9 on the way through twenty
+        // layers and back. Measured: cosines from 0.9995 on, lengths within 0.85 %.
         CHECK(likeness.cosine() > 0.999);
         CHECK(std::abs(likeness.length_ratio() - 1) < 0.01);
         worst_cosine = std::min(worst_cosine, likeness.cosine());
@@ -139,6 +141,7 @@ TEST_CASE("gradients of the whole mini-20 on CUDA agree with the CPU's in double
     CHECK(scan.size() == 3);
     for (const auto& [type, likeness] : scan) {
         CAPTURE(type);
+        // Sums over all tokens that cancel. Measured: cosines from 0.9997 on, lengths within 0.54 %.
         CHECK(likeness.cosine() > 0.99);
         CHECK(std::abs(likeness.length_ratio() - 1) < 0.03);
         WARN(type << ": cosine " << likeness.cosine() << ", length " << likeness.length_ratio());
@@ -197,14 +200,14 @@ TEST_CASE("on a GPU what is rebuilt for the backward changes no bit", "[gpu]") {
     }
 }
 
-TEST_CASE("on a GPU eight micro-batches of one row and one of eight differ by rounding", "[gpu]") {
+TEST_CASE("on a GPU micro-batches of eight rows, three or one differ by rounding", "[gpu]") {
     Backend* gpu = cuda_backend();
     if (!gpu) return;
     const test::Mini mini(*gpu, "mini-20");
     const PrunedMini student(mini);
     std::vector<std::vector<double>> expected;
     double loss = 0;
-    for (const int64_t rows : {8, 1}) {
+    for (const int64_t rows : {8, 3, 1}) {
         const StepShape shape{.batch = 8, .rows = rows, .seq_len = kSeqLen, .loss = {.kl = 1}};
         Run run(*gpu, *student.checkpoint, mini, shape);
         const double got = run.step(0);
@@ -214,7 +217,7 @@ TEST_CASE("on a GPU eight micro-batches of one row and one of eight differ by ro
                 expected.push_back(run.gradient(i));
                 continue;
             }
-            // A row's own bits are the same in either: only float32 sums over the rows are grouped
+            // A row's own bits are the same in each: only float32 sums over the rows are grouped
             // differently, each of a few thousand terms.
             CHECK(testing::norm_error(run.gradient(i), expected[i]) < 1e-4);
         }

@@ -186,10 +186,6 @@ void check_close(const Results& actual, const Results& expected, const Settings&
     CHECK(norm_error(actual.d_head, expected.d_head) < 0x1p-8);
 }
 
-}  // namespace
-
-namespace {
-
 struct Shape {
     int64_t rows, vocabulary, width, teacher_width;
     double scale;

@@ -5,6 +5,7 @@
 // where taps into another document are dropped. Sums over tokens go from a thread's run to its block, from
 // there to scratch memory, and from there, in double, to the gradients: always in the same order.
 #include "kernels/cuda/conv.cuh"
+#include "kernels/cuda/copies.cuh"
 #include "kernels/cuda/operations.h"
 #include "kernels/cuda/partial_sums.cuh"
 
@@ -14,6 +15,7 @@ namespace {
 constexpr int kRuns = 4;  // runs of a block, one per warp
 constexpr int kTaps = 4;  // of the fast path
 constexpr int kHalo = kTaps - 1;
+constexpr int kMostRun = 256;  // tokens of a run
 
 // What the kernels read and write besides.
 struct Gradient {
@@ -108,36 +110,45 @@ struct FourTaps {
     }
 };
 
+// What a warp keeps in shared memory: the rows of the group of four tokens at work and of the kStages - 1
+// next ones, under way, and where documents start: bit u of word w says that token w * kWarp + u of the run
+// starts another one than the token before it.
+template <int W, int kStages>
+struct WalkMemory {
+    Copied<W> tokens[kStages][kTaps][kWarp], d_tokens[kStages][kTaps][kWarp];
+    uint32_t starts[kMostRun / kWarp];
+};
+
 // One thread's walk along a run; `to` is the place of the gradient of the token kHalo before the current one.
-template <int W, int kAhead, bool kDocuments, Reuse kReuse>
+template <int W, int kStages, bool kDocuments, Reuse kReuse>
 struct Walk {
     const Gradient& g;
-    const int32_t* document;  // of the run's first token
+    WalkMemory<W, kStages>& memory;
     const bf16 *from, *d_from;
     bf16* to;
     int64_t pitch, d_pitch;
-    bool goes_on;          // the run does not begin its sequence
     int count, available;  // tokens of the run; those and the ones beyond its end that its last tokens reach
     // Where tokens complete the gradient of the token kHalo before: not at once in a run, or in a document.
     int complete_from = kHalo;
-    Packed<W> ahead[kAhead] = {}, d_ahead[kAhead] = {};  // the rows of the next tokens, under way
+    int stage = kStages - 1;  // of the group at work
     FourTaps<W> taps;
 
-    __device__ Walk(const Gradient& gradient, const Run& run, int64_t channel)
+    __device__ Walk(const Gradient& gradient, WalkMemory<W, kStages>& shared, const Run& run, int64_t channel)
         : g(gradient),
-          document(kDocuments ? g.in.document + run.sequence * g.in.time + run.begin : nullptr),
+          memory(shared),
           pitch(g.in.pitch),
           d_pitch(g.in.channels),
-          goes_on(run.begin > 0),
           count(static_cast<int>(run.end - run.begin)),
           available(static_cast<int>(min(run.end + kHalo, g.in.time) - run.begin)) {
         const int64_t first = run.sequence * g.in.time + run.begin;
+        const bool goes_on = run.begin > 0;  // the run does not begin its sequence
+        const int32_t* document = kDocuments ? g.in.document + first : nullptr;
         from = g.in.rows + first * pitch + channel;
         d_from = g.d_xbc + first * d_pitch + channel;
         to = g.d_rows + (first - kHalo) * pitch + channel;
         const bf16* row = from;
 #pragma unroll
-        for (int u = 0; u < kAhead; ++u) fetch(u, u);
+        for (int i = 0; i + 1 < kStages; ++i) fetch(i, i * kTaps);
         load_taps(g.in.weight + channel * kTaps, taps.weight);
         if (g.in.bias) unpack(load<W, Reuse::again>(g.in.bias + channel), taps.bias);
         taps.forget_value(0);
@@ -152,22 +163,48 @@ struct Walk {
             }
             if (kDocuments && goes_on && document[k - kTaps] != document[0]) taps.forget_value(k);
         }
+        if (kDocuments) find_documents(document, goes_on);
     }
-    // Bit u: token `index` + u of the run starts another document than the token before it. Asked by whole
-    // warps.
-    __device__ uint32_t document_starts(int index) const {
-        index += static_cast<int>(threadIdx.x);
-        const bool starts = (index > 0 || goes_on) && index < count && document[index] != document[index - 1];
-        return __ballot_sync(0xffffffffu, starts);
-    }
-    // Token `index` of the run, where there is one.
-    __device__ void fetch(int slot, int index) {
-        if (index < available) {
-            ahead[slot] = load<W, Reuse::again>(from);
-            d_ahead[slot] = load<W, Reuse::again>(d_from);
+    // All of a run's starts are asked for at once. Tokens beyond the run that do not see its last one are
+    // no longer available.
+    __device__ void find_documents(const int32_t* document, bool goes_on) {
+        const int lane = static_cast<int>(threadIdx.x), before_run = goes_on ? -1 : 0;
+#pragma unroll
+        for (int word = 0; word < kMostRun / kWarp; ++word) {
+            const int index = word * kWarp + lane, at = min(index, count - 1);
+            const int before = index < count ? max(index - 1, before_run) : at;
+            const uint32_t starts = __ballot_sync(0xffffffffu, document[at] != document[before]);
+            if (lane == 0) memory.starts[word] = starts;
         }
-        from += pitch;
-        d_from += d_pitch;
+        const int beyond = min(count + lane, available - 1);
+        const bool seen = count + lane < available && document[beyond] == document[count - 1];
+        available = count + __ffs(static_cast<int>(~__ballot_sync(0xffffffffu, seen))) - 1;
+        __syncwarp();
+    }
+    // The tokens from `index` on, where there are any.
+    __device__ void fetch(int to_stage, int index) {
+        const int lane = static_cast<int>(threadIdx.x);
+#pragma unroll
+        for (int u = 0; u < kTaps; ++u) {
+            if (index + u < available) {
+                copy(memory.tokens[to_stage][u][lane], from);
+                copy(memory.d_tokens[to_stage][u][lane], d_from);
+            }
+            from += pitch;
+            d_from += d_pitch;
+        }
+        end_copies();
+    }
+    // The group at `index` of the run is there afterwards, and one more comes under way.
+    __device__ void next_group(int index) {
+        fetch(stage, index + (kStages - 1) * kTaps);  // in place of the last one
+        stage = stage + 1 == kStages ? 0 : stage + 1;
+        wait_for_copies<kStages - 1>();
+    }
+    // Takes in a token of the group.
+    __device__ void take(int place, int token) {
+        const int lane = static_cast<int>(threadIdx.x);
+        taps.take(read(memory.tokens[stage][token][lane]), read(memory.d_tokens[stage][token][lane]), place);
     }
     // After the token `index` of the run.
     __device__ void emit(int place, int index) {
@@ -186,48 +223,44 @@ struct Walk {
         }
         complete_from = index + kHalo;
     }
-
-    // Token `index` of the run, taken in from `slot`, where the next one then comes under way.
-    __device__ void step(int place, int index, int slot, bool starts) {
-        if (kDocuments && starts) start_document(place, index);
-        taps.take(ahead[slot], d_ahead[slot], place);
-        fetch(slot, index + kAhead);
-        taps.template advance<true>(place);
-        emit(place, index);
+    // The group's tokens one after another: one of them starts a document, or completes no gradient, or the
+    // sequence ends with them.
+    __device__ void step_singly(int group, uint32_t starts) {
+        const int tokens = min(count - group, kTaps);
+#pragma unroll 1
+        for (int u = 0; u < tokens; ++u) {
+            if (kDocuments && (starts >> u & 1)) start_document(0, group + u);
+            take(0, u);
+            taps.template advance<true>(0);
+            emit(0, group + u);
+            taps.rotate();
+        }
+    }
+    __device__ void step_together() {
+#pragma unroll
+        for (int u = 0; u < kTaps; ++u) {
+            take(u, u);
+            taps.template advance<true>(u);
+            store<W>(to, taps.gradient(u), kReuse);
+            to += pitch;
+        }
     }
     __device__ void follow() {
-        static_assert(kAhead % kTaps == 0 && kWarp % kAhead == 0);
-        uint32_t starts = 0;
         int group = 0;
 #pragma unroll 1
-        for (; group + kAhead <= count; group += kAhead) {
-            if (kDocuments && group % kWarp == 0) starts = document_starts(group);
-#pragma unroll
-            for (int u = 0; u < kAhead; ++u) {
-                step(u % kTaps, group + u, u, starts >> u & 1);
-            }
-            starts >>= kAhead;
+        for (; group < count; group += kTaps) {
+            next_group(group);
+            const uint32_t starts = kDocuments ? memory.starts[group / kWarp] >> group % kWarp & 15 : 0;
+            if (starts || group < complete_from || count - group < kTaps)
+                step_singly(group, starts);
+            else
+                step_together();
         }
-        if (group < count) {  // the sequence ends, and its last tokens are in `ahead`
-            if (kDocuments && group % kWarp == 0) starts = document_starts(group);
-#pragma unroll 1
-            for (; group < count; ++group) {
-                step(0, group, 0, starts & 1);
-                starts >>= 1;
-                taps.rotate();
-#pragma unroll
-                for (int u = 0; u + 1 < kAhead; ++u) {
-                    ahead[u] = ahead[u + 1];
-                    d_ahead[u] = d_ahead[u + 1];
-                }
-            }
-        }
+        next_group(group);  // empty where the sequence ends
 #pragma unroll
         for (int i = 0; i < kHalo; ++i) {
-            const bool seen =
-                count + i < available && (!kDocuments || document[count + i] == document[count - 1]);
-            if (seen) {
-                taps.take(ahead[i], d_ahead[i], i);
+            if (count + i < available) {
+                take(i, i);
                 taps.template advance<false>(i);
             } else {
                 taps.next_unseen(i);
@@ -239,16 +272,17 @@ struct Walk {
 
 // kRuns runs over the W * kWarp channels of a warp; threads beyond the last channel repeat its work. kBlocks
 // blocks fit a multiprocessor.
-template <int W, int kAhead, int kBlocks, bool kDocuments, Reuse kReuse>
+template <int W, int kStages, int kBlocks, bool kDocuments, Reuse kReuse>
 __global__ void __launch_bounds__(kWarp* kRuns, kBlocks) convolve_back_four_taps(const Gradient g) {
     __shared__ float sums[kRuns][kTaps + 1][W][kWarp];
+    __shared__ WalkMemory<W, kStages> memory[kRuns];
     const int64_t channel_blocks = (g.in.channels + kWarp * W - 1) / (kWarp * W);
     const int64_t block = blockIdx.x / channel_blocks, first = blockIdx.x % channel_blocks * (kWarp * W);
     const int lane = static_cast<int>(threadIdx.x), warp = static_cast<int>(threadIdx.y);
     const int live = static_cast<int>(min(g.in.batch * g.runs - block * kRuns, int64_t{kRuns}));
     if (warp < live) {
-        Walk<W, kAhead, kDocuments, kReuse> walk(g, run_of(g, block * kRuns + warp),
-                                                 min(first + lane * W, g.in.channels - W));
+        Walk<W, kStages, kDocuments, kReuse> walk(g, memory[warp], run_of(g, block * kRuns + warp),
+                                                  min(first + lane * W, g.in.channels - W));
         walk.follow();
 #pragma unroll
         for (int j = 0; j < W; ++j) {
@@ -351,7 +385,7 @@ __global__ void __launch_bounds__(kWarp* PartialSums::kSlices)
 // Tokens of one run: long ones read few rows twice and leave few partials, short ones fill the device.
 int64_t run_length(int64_t batch, int64_t time, int64_t channels) {
     constexpr int64_t kEnoughWarps = 8192;
-    for (const int64_t run : {256, 128, 64}) {
+    for (const int64_t run : {kMostRun, 128, 64}) {
         if (batch * div_up(time, run) * div_up(channels, 4 * kWarp) >= kEnoughWarps) return run;
     }
     return 32;
@@ -362,14 +396,14 @@ int64_t partial_count(int64_t batch, int64_t runs, bool fast) {
     return fast ? div_up(batch * runs, int64_t{kRuns}) : batch * runs;
 }
 
-template <int W, int kAhead, int kBlocks>
+template <int W, int kStages, int kBlocks>
 void launch_four_taps(const Context& context, const Gradient& g) {
     const bool once = g.reuse == Reuse::once;
     const auto kernel = g.in.document
-                            ? (once ? convolve_back_four_taps<W, kAhead, kBlocks, true, Reuse::once>
-                                    : convolve_back_four_taps<W, kAhead, kBlocks - 1, true, Reuse::again>)
-                            : (once ? convolve_back_four_taps<W, kAhead, kBlocks, false, Reuse::once>
-                                    : convolve_back_four_taps<W, kAhead, kBlocks, false, Reuse::again>);
+                            ? (once ? convolve_back_four_taps<W, kStages, kBlocks, true, Reuse::once>
+                                    : convolve_back_four_taps<W, kStages, kBlocks, true, Reuse::again>)
+                            : (once ? convolve_back_four_taps<W, kStages, kBlocks, false, Reuse::once>
+                                    : convolve_back_four_taps<W, kStages, kBlocks, false, Reuse::again>);
     const int64_t blocks =
         partial_count(g.in.batch, g.runs, true) * div_up(g.in.channels, int64_t{W} * kWarp);
     kernel<<<narrow<unsigned>(blocks), dim3(kWarp, kRuns), 0, context.stream>>>(g);
@@ -423,7 +457,7 @@ void run(const Context& context, const ConvBackward& args) {
     const bool fast = in.taps == kTaps && fours_fit(g);
     if (in.time > 0) {
         if (fast)
-            launch_four_taps<4, 4, 4>(context, g);
+            launch_four_taps<4, 3, 4>(context, g);
         else
             launch_any(context, g);
         const PartialSums sums{.partials = g.partials,

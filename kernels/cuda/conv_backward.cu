@@ -432,10 +432,8 @@ bool fours_fit(const Gradient& g) {
 int64_t scratch_bytes(const ConvBackward& args) {
     const int64_t batch = args.d_xbc.size(0), time = args.d_xbc.size(1), channels = args.d_xbc.size(2);
     const int64_t runs = div_up(time, run_length(batch, time, channels));
-    // Whether memory is aligned for the faster path is not known here.
-    const bool fast =
-        args.shape.conv_kernel == kTaps && channels % 4 == 0 && args.shape.projection() % 4 == 0;
-    return partial_count(batch, runs, fast) * (args.shape.conv_kernel + 1) * channels *
+    // Whether memory is aligned for the faster path is not known here; the slower one leaves more.
+    return partial_count(batch, runs, false) * (args.shape.conv_kernel + 1) * channels *
            int64_t{sizeof(float)};
 }
 
@@ -454,6 +452,7 @@ void run(const Context& context, const ConvBackward& args) {
                .reuse = reuse_of(args.d_xbc.bytes())};
     g.runs = div_up(in.time, g.run);
     if (in.batch == 0) return;
+    MP_ASSERT(context.scratch_capacity >= scratch_bytes(args));
     const bool fast = in.taps == kTaps && fours_fit(g);
     if (in.time > 0) {
         if (fast)

@@ -231,7 +231,7 @@ std::vector<float> part(const std::vector<float>& values, int64_t begin) {
 
 }  // namespace
 
-TEST_CASE("attention backward on Hopper: small shapes", "[gpu][small]") {
+TEST_CASE("attention backward on Hopper: small shapes", "[gpu][memcheck]") {
     Backend* gpu = hopper_backend();
     if (!gpu) return;
     check_case(*gpu, {2, 70, 4, 2});

@@ -33,7 +33,7 @@ count "gpu" "$tests" "[gpu]"
 if [ "$sanitize" = yes ]; then
     command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer is not on PATH" >&2; exit 2; }
     count "memcheck" compute-sanitizer --tool memcheck --error-exitcode 9 "$tests" "[small],[memcheck]"
-    # racecheck does not follow barriers that count bytes, so the scan's cases ([memcheck]) are left out, and it
+    # racecheck does not follow barriers that count bytes, so the cases whose kernels are fed by bulk copies ([memcheck]) are left out, and it
     # reports cuBLAS's own kernels (nvjet); left uninstrumented they crash under it, so their reports are dropped.
     races=$(mktemp)
     count "racecheck" compute-sanitizer --tool racecheck --log-file "$races" "$tests" "[small]"

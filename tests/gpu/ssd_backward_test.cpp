@@ -32,7 +32,7 @@ void check(Backend& gpu, int64_t batch, int64_t time, const MambaShape& shape,
 
 }  // namespace
 
-TEST_CASE("GPU: backward scan, small", "[gpu][small]") {
+TEST_CASE("GPU: backward scan, small", "[gpu][memcheck]") {
     Backend* gpu = cuda_backend();
     if (!gpu) return;
     for (const double new_document : {0.0, 0.03}) {

@@ -4,6 +4,7 @@
 //   d_weight += sum over tokens of d_out * q * r
 // float32 throughout, one rounding when stored. The sums over tokens go from a thread's rows to its block,
 // from there to scratch memory, and from there, in double, to the gradient: always in the same order.
+#include "kernels/cuda/copies.cuh"
 #include "kernels/cuda/operations.h"
 #include "kernels/cuda/partial_sums.cuh"
 #include "kernels/cuda/vectors.cuh"
@@ -12,6 +13,9 @@ namespace minipuzzle::cuda {
 namespace {
 
 constexpr int kLongGroupThreads = 512;
+// Of groups of more than a warp: the most threads, each of one vector, and the tokens of a block that are
+// under way or at work at once.
+constexpr int kAheadThreads = 256, kStages = 3;
 
 struct GatedRows {
     const bf16 *y, *z;
@@ -178,6 +182,72 @@ __global__ void __launch_bounds__(kOneWarp ? RowLayout::kBlockThreads : RowLayou
     }
 }
 
+// A group of a token at a time and one vector of it per thread. Each thread copies its vectors of the next
+// tokens to shared memory while it works on one, so that the block's barrier between a token's sums and its
+// gradients leaves the memory busy. Blocks take the tokens in turn, and the groups of a token lie side by
+// side: whatever is under way lies close together. d_y may be d_out.
+template <Reuse kReuse>
+__global__ void __launch_bounds__(kAheadThreads, 4) normalise_back_ahead(const GatedRows rows) {
+    __shared__ Sums partials[2][kWarp];
+    __shared__ Copied<8> stages[kStages][3][kAheadThreads];
+    const int thread = static_cast<int>(threadIdx.x);
+    const bool live = thread * 8 < rows.width;
+    const int64_t chunk = blockIdx.x / rows.groups, chunks = gridDim.x / rows.groups;
+    const int64_t column = blockIdx.x % rows.groups * rows.width + thread * 8;
+    const int count = static_cast<int>((rows.count - chunk + chunks - 1) / chunks);
+    const int64_t step = chunks * rows.inner, step_z = chunks * rows.pitch;
+    int64_t next = chunk * rows.inner + column,
+            next_z = chunk * rows.pitch + column;  // of the token to fetch
+    const auto fetch = [&](int stage, int i) {
+        if (live && i < count) {
+            copy(stages[stage][0][thread], rows.y + next);
+            copy(stages[stage][1][thread], rows.z + next_z);
+            copy(stages[stage][2][thread], rows.d_out + next);
+        }
+        end_copies();
+        next += step, next_z += step_z;
+    };
+#pragma unroll
+    for (int i = 0; i + 1 < kStages; ++i) fetch(i, i);
+    float d_weight[8] = {};
+    int stage = kStages - 1, turn = 0;
+    for (int i = 0; i < count; ++i) {
+        fetch(stage, i + kStages - 1);  // in place of the last token
+        stage = stage + 1 == kStages ? 0 : stage + 1;
+        wait_for_copies<kStages - 1>();
+        float a[8], b[8], c[8], weight[8];
+        Sums sums{0, 0};
+        if (live) {
+            unpack(read(stages[stage][0][thread]), a);
+            unpack(read(stages[stage][1][thread]), b);
+            unpack(read(stages[stage][2][thread]), c);
+            load_weights(rows.weight + column, weight);
+#pragma unroll
+            for (int j = 0; j < 8; ++j) add(sums, a[j], b[j], weight[j] * c[j]);
+        }
+        const Factors factors = factors_of(rows, row_sums(sums, partials[turn ^= 1]));
+        if (live) {
+            unpack(read(stages[stage][0][thread]), a);
+            unpack(read(stages[stage][1][thread]), b);
+            unpack(read(stages[stage][2][thread]), c);
+            load_weights(rows.weight + column, weight);
+#pragma unroll
+            for (int j = 0; j < 8; ++j) {
+                const Gradients d = gradients_of(a[j], b[j], weight[j], c[j], factors);
+                a[j] = d.y;
+                b[j] = d.z;
+                d_weight[j] += d.weight;
+            }
+            store(rows.d_y + (next - kStages * step), pack(a), kReuse);
+            store(rows.d_z + (next_z - kStages * step_z), pack(b), kReuse);
+        }
+    }
+    if (!live) return;
+    float4* to = reinterpret_cast<float4*>(rows.partials + chunk * rows.inner + column);
+    to[0] = make_float4(d_weight[0], d_weight[1], d_weight[2], d_weight[3]);
+    to[1] = make_float4(d_weight[4], d_weight[5], d_weight[6], d_weight[7]);
+}
+
 // One group over rows_per_slot tokens per block, each read twice: groups too long to be held, and sizes that
 // vectors do not fit.
 __global__ void __launch_bounds__(kLongGroupThreads) normalise_back_long(const GatedRows rows) {
@@ -217,6 +287,7 @@ __global__ void __launch_bounds__(kWarp* PartialSums::kSlices)
 struct Plan {
     RowLayout layout;
     int slots = 1, group_slots = 1, rows_per_slot = 1;
+    bool ahead = false;
 
     int64_t rows_per_block() const { return int64_t{rows_per_slot} * (slots / group_slots); }
     int64_t blocks(int64_t count) const { return div_up(count, rows_per_block()); }
@@ -238,9 +309,14 @@ int rows_per_slot(int64_t tasks, int64_t threads) {
 }
 
 Plan held_plan(int64_t count, int64_t groups, int64_t width) {
-    Plan plan{.layout = row_layout(div_up(width, int64_t{8}))};
+    const int64_t vectors = div_up(width, int64_t{8});
+    Plan plan{.layout = row_layout(vectors)};
     if (!plan.layout.fits()) return plan;
-    plan.slots = plan.layout.together();
+    plan.ahead = !plan.layout.one_warp() && vectors <= kAheadThreads;
+    if (plan.ahead)
+        plan.layout = {.held = 1, .threads = static_cast<int>(div_up(vectors, int64_t{kWarp})) * kWarp};
+    else
+        plan.slots = plan.layout.together();
     plan.rows_per_slot = rows_per_slot(count * groups, plan.layout.threads);
     return plan;
 }
@@ -308,10 +384,13 @@ void run(const Context& context, const GatedNormBackward& args) {
     rows.rows_per_slot = plan.rows_per_slot;
     rows.group_slots = plan.group_slots;
     const int64_t blocks = plan.blocks(rows.count);
-    if (held) {
-        const auto kernel = reuse_of(args.d_y.bytes()) == Reuse::once
-                                ? held_kernel<Reuse::once>(plan.layout)
-                                : held_kernel<Reuse::again>(plan.layout);
+    const bool once = reuse_of(args.d_y.bytes()) == Reuse::once;
+    if (held && plan.ahead) {
+        const auto kernel = once ? normalise_back_ahead<Reuse::once> : normalise_back_ahead<Reuse::again>;
+        kernel<<<narrow<unsigned>(blocks * rows.groups), plan.layout.threads, 0, context.stream>>>(rows);
+    } else if (held) {
+        const auto kernel =
+            once ? held_kernel<Reuse::once>(plan.layout) : held_kernel<Reuse::again>(plan.layout);
         const dim3 grid(narrow<unsigned>(blocks), static_cast<unsigned>(group_blocks));
         kernel<<<grid, dim3(plan.layout.threads, plan.slots), plan.shared_bytes(), context.stream>>>(rows);
     } else {

@@ -189,8 +189,8 @@ void run_fast(const Context& context, const SsdBackward& op) {
     const auto chunks = static_cast<unsigned>(args.chunks), batch = static_cast<unsigned>(args.batch);
     const auto head_blocks = static_cast<unsigned>(div_up(args.heads, 32));
     if (args.marks) {
-        ssd_backward::take_marks<<<dim3(chunks, batch), kChunk, 0, context.stream>>>(
-            op.document.as<int32_t>(), args.time, args.marks);
+        take_marks<kChunk><<<dim3(chunks, batch), kChunk, 0, context.stream>>>(op.document.as<int32_t>(),
+                                                                               args.time, args.marks);
         MP_CUDA_LAUNCHED();
     }
     ssd_backward::take_steps<<<dim3(chunks, head_blocks, batch), 256, 0, context.stream>>>(args);

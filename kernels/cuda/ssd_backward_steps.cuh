@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/ssd_marks.cuh"
+
 namespace minipuzzle::cuda::ssd_backward {
 
 inline constexpr int kChunk = 128;
@@ -38,14 +40,12 @@ enum SumRow {
 struct Arguments {
     // [B, heads, chunks] blocks of kStepRows rows
     float* steps = nullptr;
-    // [B, chunks, kChunk], the chunk's first token of token i's document, plus kReached where the state
-    // entering the chunk belongs to that document; null where there are no documents
-    int32_t* marks = nullptr;
-    float* sums = nullptr;              // [B, chunks, heads] blocks of kSumRows rows
-    float* enters = nullptr;            // [column slices, B, chunks, heads, kChunk], U_i
-    float* passes = nullptr;            // [B, chunks, heads, pass_parts], parts of e^{s_last} <S_in, dS>
-    float* d_cb = nullptr;              // [slices, B, chunks, groups, kChunk (j), kChunk (i)], M_ij
-    float* parameters = nullptr;        // [3, B * chunks, heads]: d_dt_bias, d_a_log, d_d of a chunk
+    int32_t* marks = nullptr;     // [B, chunks, kChunk], ssd_marks.cuh; null where there are no documents
+    float* sums = nullptr;        // [B, chunks, heads] blocks of kSumRows rows
+    float* enters = nullptr;      // [column slices, B, chunks, heads, kChunk], U_i
+    float* passes = nullptr;      // [B, chunks, heads, pass_parts], parts of e^{s_last} <S_in, dS>
+    float* d_cb = nullptr;        // [slices, B, chunks, groups, kChunk (j), kChunk (i)], M_ij
+    float* parameters = nullptr;  // [3, B * chunks, heads]: d_dt_bias, d_a_log, d_d of a chunk
     __nv_bfloat16* d_states = nullptr;  // [B, chunks, heads, P, N], dS leaving each chunk
 
     const __nv_bfloat16* dt = nullptr;  // of token 0, head 0; rows of `projection`
@@ -62,26 +62,6 @@ struct Arguments {
     int column_slices = 1, pass_parts = 0;
     float dt_min = 0, dt_max = 0;
 };
-
-inline constexpr int kReached = 1 << 16;
-
-// grid (chunks, B), kChunk threads.
-static __global__ void __launch_bounds__(kChunk)
-    take_marks(const int32_t* document, int64_t time, int32_t* marks) {
-    __shared__ int32_t row[kChunk];
-    const int64_t begin = static_cast<int64_t>(blockIdx.x) * kChunk;
-    const int32_t* of_sequence = document + blockIdx.y * time;
-    const int token = threadIdx.x;
-    // Tokens beyond the sequence prolong its last document.
-    const int64_t t = begin + token < time ? begin + token : time - 1;
-    row[token] = of_sequence[t];
-    __syncthreads();
-    int first = token;
-    while (first > 0 && row[first - 1] == row[token]) --first;
-    const bool reached = first == 0 && (begin == 0 || of_sequence[begin - 1] == row[0]);
-    marks[(blockIdx.y * static_cast<int64_t>(gridDim.x) + blockIdx.x) * kChunk + token] =
-        first + (reached ? kReached : 0);
-}
 
 // One block: one chunk of 32 heads of one sequence. grid (chunks, ceil(H / 32), B), 256 threads.
 static __global__ void __launch_bounds__(256) take_steps(const Arguments args) {

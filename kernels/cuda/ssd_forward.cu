@@ -112,7 +112,7 @@ void launch_steps(const Context& context, const SsdForward& args, const Cut& cut
     ssd::take_steps<<<grid, 256, 0, context.stream>>>(steps);
     MP_CUDA_LAUNCHED();
     if (args.document) {
-        ssd::take_marks<<<dim3(cut.chunks, static_cast<unsigned>(batch)), kChunk, 0, context.stream>>>(
+        take_marks<kChunk><<<dim3(cut.chunks, static_cast<unsigned>(batch)), kChunk, 0, context.stream>>>(
             args.document.as<int32_t>(), time, scratch.marks);
         MP_CUDA_LAUNCHED();
     }

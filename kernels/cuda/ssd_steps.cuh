@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/ssd_marks.cuh"
+
 namespace minipuzzle::cuda::ssd {
 
 inline constexpr int kChunk = 64;
@@ -14,10 +16,8 @@ inline constexpr int kChunk = 64;
 // token j's x reaches token i. Tokens beyond the sequence have delta 0.
 inline constexpr int kStepFloats = 2 * 2 * kChunk;
 inline constexpr int kStepBytes = kStepFloats * 4;
-// Integers of one chunk, where rows hold several documents: the chunk's first token of token i's document,
-// plus kReached where the state entering the chunk belongs to that document.
+// Marks of one chunk, where rows hold several documents.
 inline constexpr int kMarkBytes = kChunk * 4;
-inline constexpr int kReached = 1 << 16;
 
 struct StepArgs {
     const __nv_bfloat16* dt;  // of token 0, head 0
@@ -79,24 +79,6 @@ static __global__ void __launch_bounds__(256) take_steps(const StepArgs args) {
         out[lane] = s;
         out[kChunk / 2 + lane] = u;
     }
-}
-
-// grid (chunks, B), kChunk threads; marks [B, chunks, kChunk].
-static __global__ void __launch_bounds__(kChunk)
-    take_marks(const int32_t* document, int64_t time, int32_t* marks) {
-    __shared__ int32_t row[kChunk];
-    const int64_t begin = static_cast<int64_t>(blockIdx.x) * kChunk;
-    const int32_t* of_sequence = document + blockIdx.y * time;
-    const int token = threadIdx.x;
-    // Tokens beyond the sequence prolong its last document.
-    const int64_t t = begin + token < time ? begin + token : time - 1;
-    row[token] = of_sequence[t];
-    __syncthreads();
-    int first = token;
-    while (first > 0 && row[first - 1] == row[token]) --first;
-    const bool reached = first == 0 && (begin == 0 || of_sequence[begin - 1] == row[0]);
-    marks[(blockIdx.y * static_cast<int64_t>(gridDim.x) + blockIdx.x) * kChunk + token] =
-        first + (reached ? kReached : 0);
 }
 
 }  // namespace minipuzzle::cuda::ssd

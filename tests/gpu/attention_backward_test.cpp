@@ -4,37 +4,20 @@
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/attention_backward_plain.h"
 #include "kernels/cuda/attention_plain.h"
-#include "tests/gpu/gpu.h"
+#include "tests/gpu/attention_testing.h"
 
 using namespace minipuzzle;
 using namespace minipuzzle::testing;
 
 namespace {
 
+using Case = AttentionCase;
+
 // Probabilities and score gradients are rounded to bf16 as operands, out (which delta is taken from) and the
 // result when stored: 2^-9 / sqrt(3) in the mean each, 2.3e-3 for three of them. The first rows of a sequence
 // have few terms, and where the gradient of the scores nearly cancels (T = 1: exactly) errors are those of
 // its terms, which `size` stands for.
 constexpr double kTolerance = 8e-3;
-
-struct Case {
-    int64_t batch, time, heads, kv_heads, head_dim;
-    double new_document = 0;  // the chance that a token opens a document; 0: no documents
-    double q_deviation = 1;   // large: the softmax picks single keys
-};
-
-std::vector<int32_t> random_documents(const Case& c, Random& random) {
-    std::vector<int32_t> ids(c.batch * c.time);
-    for (int64_t b = 0; b < c.batch; ++b) {
-        int32_t id = static_cast<int32_t>(5 * random.uniform());
-        for (int64_t t = 0; t < c.time; ++t) {
-            if (t > 0 && random.uniform() < c.new_document)
-                id += 1 + static_cast<int32_t>(3 * random.uniform());
-            ids[b * c.time + t] = id;
-        }
-    }
-    return ids;
-}
 
 struct Gradients {
     std::vector<float> q, k, v;

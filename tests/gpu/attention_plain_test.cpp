@@ -1,37 +1,20 @@
 // The plain attention kernel against the CPU in double, on inputs rounded to bf16.
 #include "kernels/cuda/attention_plain.h"
 
-#include "tests/gpu/gpu.h"
+#include "tests/gpu/attention_testing.h"
 
 using namespace minipuzzle;
 using namespace minipuzzle::testing;
 
 namespace {
 
+using Case = AttentionCase;
+
 // out: the probabilities and the result are rounded to bf16 once each, 2^-9 of a value at most and 2^-9 /
 // sqrt(3) in the mean, together 1.6e-3; measured 1.6e-3 to 2.4e-3, short rows the most.
 constexpr double kOutTolerance = 6e-3;
 // lse: sums of float32 products; the approximate exponential errs by 2^-22.
 constexpr double kLseTolerance = 1e-5;
-
-struct Case {
-    int64_t batch, time, heads, kv_heads, head_dim;
-    double new_document = 0;  // the chance that a token opens a document; 0: no documents
-    double q_deviation = 1;   // large: the softmax picks single keys
-};
-
-std::vector<int32_t> random_documents(const Case& c, Random& random) {
-    std::vector<int32_t> ids(c.batch * c.time);
-    for (int64_t b = 0; b < c.batch; ++b) {
-        int32_t id = static_cast<int32_t>(5 * random.uniform());
-        for (int64_t t = 0; t < c.time; ++t) {
-            if (t > 0 && random.uniform() < c.new_document)
-                id += 1 + static_cast<int32_t>(3 * random.uniform());
-            ids[b * c.time + t] = id;
-        }
-    }
-    return ids;
-}
 
 // One case's tensors on the device and the reference.
 class PlainAttention {

@@ -1,20 +1,10 @@
 // The gradient of the causal convolution with SiLU on the device against the CPU in double.
-#include "tests/gpu/dense_testing.h"
+#include "tests/gpu/conv_testing.h"
 
 using namespace minipuzzle;
 using namespace minipuzzle::testing;
 
 namespace {
-
-struct ConvCase {
-    MambaShape shape;
-    int64_t batch = 2, time = 9;
-    std::vector<int32_t> document;
-    bool initial = true, bias = true;
-
-    int64_t channels() const { return shape.conv_channels(); }
-    int64_t kept() const { return shape.conv_kernel - 1; }
-};
 
 struct ConvInput {
     std::vector<double> zxbcdt, weight, bias, initial_state, d_xbc;
@@ -48,18 +38,6 @@ ConvGradients<double> before(const ConvCase& c, uint64_t seed) {
         std::fill_n(g.d_zxbcdt.begin() + row * c.shape.projection() + c.shape.inner(), c.channels(),
                     std::numeric_limits<double>::quiet_NaN());
     return g;
-}
-
-// About one boundary in `every` tokens, each sequence cut elsewhere.
-std::vector<int32_t> documents(const ConvCase& c, int64_t every) {
-    Random random(8);
-    std::vector<int32_t> ids;
-    for (int64_t b = 0; b < c.batch; ++b) {
-        int32_t id = 0;
-        for (int64_t t = 0; t < c.time; ++t)
-            ids.push_back(id += t > 0 && random.uniform() * static_cast<double>(every) < 1);
-    }
-    return ids;
 }
 
 ConvGradients<double> expected_gradients(const ConvCase& c, const ConvInput& in, ConvGradients<double> g) {

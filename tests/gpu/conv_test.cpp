@@ -1,20 +1,10 @@
 // The causal convolution with SiLU on the device against the CPU in double.
-#include "tests/gpu/dense_testing.h"
+#include "tests/gpu/conv_testing.h"
 
 using namespace minipuzzle;
 using namespace minipuzzle::testing;
 
 namespace {
-
-struct ConvCase {
-    MambaShape shape;
-    int64_t batch = 2, time = 9;
-    std::vector<int32_t> document;
-    bool initial = true, bias = true;
-
-    int64_t channels() const { return shape.conv_channels(); }
-    int64_t kept() const { return shape.conv_kernel - 1; }
-};
 
 struct ConvInput {
     std::vector<double> zxbcdt, weight, bias, initial_state;
@@ -30,18 +20,6 @@ ConvInput random_input(const ConvCase& c, uint64_t seed) {
     const auto normals = [&](int64_t count) { return rounded_to_bf16(random.normals(count)); };
     return {normals(c.batch * c.time * c.shape.projection()), normals(c.channels() * c.shape.conv_kernel),
             normals(c.channels()), normals(c.batch * c.channels() * c.kept())};
-}
-
-// About one boundary in `every` tokens, each sequence cut elsewhere.
-std::vector<int32_t> documents(const ConvCase& c, int64_t every) {
-    Random random(8);
-    std::vector<int32_t> ids;
-    for (int64_t b = 0; b < c.batch; ++b) {
-        int32_t id = 0;
-        for (int64_t t = 0; t < c.time; ++t)
-            ids.push_back(id += t > 0 && random.uniform() * static_cast<double>(every) < 1);
-    }
-    return ids;
 }
 
 ConvOutput<double> expected_output(const ConvCase& c, const ConvInput& in) {

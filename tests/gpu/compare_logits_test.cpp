@@ -1,39 +1,12 @@
 #include <cstring>
 #include <list>
 
-#include "tests/gpu/gpu.h"
+#include "tests/gpu/head_testing.h"
 
 using namespace minipuzzle;
 using namespace minipuzzle::testing;
 
 namespace {
-
-// One model's values, as bf16 holds them.
-struct Lm {
-    int64_t rows, vocabulary, width;
-    std::vector<double> hidden, head;
-
-    Lm(int64_t row_count, int64_t vocabulary_size, int64_t columns, double scale, uint64_t seed)
-        : rows(row_count), vocabulary(vocabulary_size), width(columns) {
-        Random random(seed);
-        hidden = rounded_to_bf16(random.normals(rows * width, 0, scale));
-        head = rounded_to_bf16(random.normals(vocabulary * width, 0, 1 / std::sqrt(width)));
-    }
-    // The same head over hidden states a little off.
-    Lm nudged(double by, uint64_t seed) const {
-        Lm other = *this;
-        Random random(seed);
-        for (double& value : other.hidden) value += by * random.normal();
-        other.hidden = rounded_to_bf16(other.hidden);
-        return other;
-    }
-    Lm part(int64_t begin, int64_t count) const {
-        Lm other = *this;
-        other.rows = count;
-        other.hidden.assign(hidden.begin() + begin * width, hidden.begin() + (begin + count) * width);
-        return other;
-    }
-};
 
 enum Output { loss, correct, kl, agrees, error, hidden_mse, cosine, outputs };
 
@@ -41,13 +14,6 @@ struct Results {
     std::vector<double> base_loss, base_correct, base_power;
     std::vector<std::vector<double>> variants[outputs];  // [output][variant][row]
 };
-
-std::vector<int32_t> some_targets(int64_t rows, int64_t vocabulary) {
-    std::vector<int32_t> targets(rows);
-    for (int64_t r = 0; r < rows; ++r)
-        targets[r] = r % 7 == 3 ? -1 : static_cast<int32_t>((r * 379 + r * r * 7919) % vocabulary);
-    return targets;
-}
 
 // Wires one call: `tensor(type, extents, values or nothing)` gives memory, `download` reads it back.
 template <class Make, class Download>

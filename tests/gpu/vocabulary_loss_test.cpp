@@ -1,48 +1,16 @@
 // The vocabulary losses on the device against their definition in double.
-#include "tests/gpu/gpu.h"
+#include "tests/gpu/head_testing.h"
 
 using namespace minipuzzle;
 using namespace minipuzzle::testing;
 
 namespace {
 
-// One model's values, as bf16 holds them.
-struct Lm {
-    int64_t rows, vocabulary, width;
-    std::vector<double> hidden, head;
-
-    Lm(int64_t row_count, int64_t vocabulary_size, int64_t columns, double scale, uint64_t seed)
-        : rows(row_count), vocabulary(vocabulary_size), width(columns) {
-        Random random(seed);
-        hidden = rounded_to_bf16(random.normals(rows * width, 0, scale));
-        head = rounded_to_bf16(random.normals(vocabulary * width, 0, 1 / std::sqrt(width)));
-    }
-    std::vector<double> logits(int64_t r) const {
-        std::vector<double> z(vocabulary, 0.0);
-        for (int64_t v = 0; v < vocabulary; ++v)
-            for (int64_t i = 0; i < width; ++i) z[v] += hidden[r * width + i] * head[v * width + i];
-        return z;
-    }
-    Lm part(int64_t begin, int64_t count) const {
-        Lm other = *this;
-        other.rows = count;
-        other.hidden.assign(hidden.begin() + begin * width, hidden.begin() + (begin + count) * width);
-        return other;
-    }
-};
-
 struct Settings {
     double ce_weight = 0, kl_weight = 1, reverse_kl_weight = 0, temperature = 1, scale = 1;
     int64_t top_k = 0;
     bool has_teacher = true;
 };
-
-std::vector<int32_t> some_targets(int64_t rows, int64_t vocabulary) {
-    std::vector<int32_t> targets(rows);
-    for (int64_t r = 0; r < rows; ++r)
-        targets[r] = r % 7 == 3 ? -1 : static_cast<int32_t>((r * 379 + r * r * 7919) % vocabulary);
-    return targets;
-}
 
 struct Results {
     std::vector<double> ce, kl, reverse_kl, d_hidden, d_head;

@@ -8,6 +8,7 @@
 #include "cli/bench/limits.h"
 #include "cli/bench/timing.h"
 #include "cli/model_loading.h"
+#include "cli/opened_model.h"
 #include "cli/units.h"
 #include "distill/memory_plan.h"
 #include "distill/step_cost.h"
@@ -22,37 +23,6 @@ namespace fs = std::filesystem;
 
 constexpr const char* kFormat = "minipuzzle.bench/1";
 constexpr double kLearningRate = 1e-5;
-
-// The model to learn from, as the options name it.
-struct TeacherHome {
-    std::optional<Checkpoint> checkpoint;
-    Architecture architecture;
-    std::unique_ptr<ParameterSource> source;
-
-    TeacherHome(const BenchCommand& command, uint64_t seed) {
-        const WeightOptions& options = command.weights;
-        if (command.model.empty() == options.arch.empty())
-            fail_usage("give one of --model FOLDER and --arch NAME");
-        if (options.random_weights != !options.arch.empty())
-            fail_usage(
-                "--arch NAME and --random-weights go together: a published architecture has no weights here");
-        if (options.arch.empty()) {
-            checkpoint.emplace(command.model);
-            architecture = checkpoint->architecture();
-            source = checkpoint_source(*checkpoint);
-        } else {
-            architecture = named_architecture(options.arch);
-            source = random_source(architecture, seed);
-        }
-    }
-    distill::Teacher view(int64_t weight_memory) const {
-        return {.architecture = &architecture,
-                .source = source.get(),
-                .from = checkpoint ? StreamFrom::source : StreamFrom::pinned_memory,
-                .weight_memory = weight_memory,
-                .origin = ""};
-    }
-};
 
 Architecture student_architecture(const std::string& student) {
     const fs::path file = fs::is_directory(student) ? fs::path(student) / "config.json" : fs::path(student);
@@ -77,11 +47,16 @@ PackedBatch random_rows(int64_t vocab, int64_t batch, int64_t length, uint64_t s
 // The models and the step, on the device.
 class Bench {
   public:
-    Bench(Backend& backend, const TeacherHome& teacher, const distill::MemoryQuestion& question,
+    Bench(Backend& backend, const ModelSource& teacher, const distill::MemoryQuestion& question,
           const distill::MemoryPlan& memory, int64_t weight_memory, uint64_t seed)
         : weights_(backend, question.student, false),
           arena_(DeviceArena::sized(backend, memory.activations)),
-          teacher_(backend, teacher.architecture, teacher.view(weight_memory)) {
+          teacher_(backend, teacher.architecture,
+                   {.architecture = &teacher.architecture,
+                    .source = teacher.source.get(),
+                    .from = teacher.from(),
+                    .weight_memory = weight_memory,
+                    .origin = ""}) {
         backend.reserve_scratch(memory.scratch);
         step_.emplace(backend, arena_,
                       distill::RunModels{.student = question.student,
@@ -149,7 +124,7 @@ distill::MemoryQuestion question_of(const BenchCommand& command, const Architect
 
 CommandResult bench_distill(const Context& context, const BenchCommand& command) {
     const auto backend = open_backend(context);
-    const TeacherHome teacher(command, context.seed());
+    const ModelSource teacher(command.model, command.weights, context.seed());
     const Architecture student = student_architecture(command.distill);
     distill::MemoryQuestion question = question_of(command, student, teacher.architecture);
     const double product_rate = bench::measure_product_rate(*backend);

@@ -34,42 +34,46 @@ void print_checksums(Backend& backend, const Architecture& architecture, const W
 
 }  // namespace
 
-OpenedModel::OpenedModel(Backend& backend, const std::string& folder, const WeightOptions& options,
-                         const Context& context)
-    : name_(folder) {
+ModelSource::ModelSource(const std::string& folder, const WeightOptions& options, uint64_t seed)
+    : name(folder) {
     if (folder.empty() == options.arch.empty()) fail_usage("give one of --model FOLDER and --arch NAME");
     if (options.random_weights != !options.arch.empty())
         fail_usage(
             "--arch NAME and --random-weights go together: a published architecture has no weights here");
     if (options.arch.empty()) {
-        checkpoint_.emplace(folder);
-        architecture_ = checkpoint_->architecture();
-        source_ = checkpoint_source(*checkpoint_);
+        checkpoint.emplace(folder);
+        architecture = checkpoint->architecture();
+        source = checkpoint_source(*checkpoint);
     } else {
-        architecture_ = named_architecture(options.arch);
-        name_ = fmt::format("{} (random weights, seed {})", options.arch, context.seed());
-        source_ = random_source(architecture_, context.seed());
+        architecture = named_architecture(options.arch);
+        name = fmt::format("{} (random weights, seed {})", options.arch, seed);
+        source = random_source(architecture, seed);
     }
+}
+
+OpenedModel::OpenedModel(Backend& backend, const std::string& folder, const WeightOptions& options,
+                         const Context& context)
+    : model_(folder, options, context.seed()) {
     place(backend, options.weight_memory);
-    context.console.detail(fmt::format("{}: {}", name_, where()));
+    context.console.detail(fmt::format("{}: {}", model_.name, where()));
     if (context.globals.verbose && options.random_weights)
-        print_checksums(backend, architecture_, weights(), context.console);
+        print_checksums(backend, model_.architecture, weights(), context.console);
 }
 
 void OpenedModel::place(Backend& backend, int64_t weight_memory) {
     if (weight_memory > 0)
-        streamed_ = std::make_unique<StreamedWeights>(
-            backend, architecture_, *source_, checkpoint_ ? StreamFrom::source : StreamFrom::pinned_memory,
-            weight_memory);
+        streamed_ = std::make_unique<StreamedWeights>(backend, model_.architecture, *model_.source,
+                                                      model_.from(), weight_memory);
     else
-        resident_ = std::make_unique<WeightMemory>(load_weights(backend, architecture_, *source_));
+        resident_ =
+            std::make_unique<WeightMemory>(load_weights(backend, model_.architecture, *model_.source));
 }
 
 std::string OpenedModel::where() const {
     if (resident_) return fmt::format("weights take {} on the device", format_bytes(resident_->bytes()));
     return fmt::format("weights take {} on the device; {} of {} layers, {} a pass, are streamed",
                        format_bytes(streamed_->device_bytes()), streamed_->streamed_layers(),
-                       architecture_.layers.size(), format_bytes(streamed_->streamed_bytes()));
+                       model_.architecture.layers.size(), format_bytes(streamed_->streamed_bytes()));
 }
 
 WeightSource OpenedModel::weights() const {
@@ -81,16 +85,17 @@ int64_t OpenedModel::device_bytes() const {
 }
 
 ModelIdentity OpenedModel::identity(bool full_hash) const {
-    if (checkpoint_) return checkpoint_->identity(full_hash);
-    return {.path = name_,
-            .pattern = architecture_.pattern(),
-            .arch_hash = arch_hash(architecture_),
-            .weights_hash = name_};
+    if (model_.checkpoint) return model_.checkpoint->identity(full_hash);
+    return {.path = model_.name,
+            .pattern = model_.architecture.pattern(),
+            .arch_hash = arch_hash(model_.architecture),
+            .weights_hash = model_.name};
 }
 
 DataReader OpenedModel::reader() const {
-    if (checkpoint_) return {checkpoint_->folder(), architecture_, checkpoint_->config()};
-    return {std::filesystem::path(), architecture_, Json::object()};
+    if (model_.checkpoint)
+        return {model_.checkpoint->folder(), model_.architecture, model_.checkpoint->config()};
+    return {std::filesystem::path(), model_.architecture, Json::object()};
 }
 
 }  // namespace minipuzzle::cli

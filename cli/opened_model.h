@@ -13,16 +13,32 @@
 
 namespace minipuzzle::cli {
 
+// A model as the options name it, its values not read yet.
+struct ModelSource {
+    std::optional<Checkpoint> checkpoint;  // none for random weights
+    Architecture architecture;
+    std::unique_ptr<ParameterSource> source;
+    std::string name;  // the folder, or "nemotron-h-8b (random weights, seed 0)"
+
+    // `folder`, or options.arch with options.random_weights; Error usage otherwise.
+    ModelSource(const std::string& folder, const WeightOptions& options, uint64_t seed);
+    ModelSource(const ModelSource&) = delete;  // `source` refers to `checkpoint`
+    ModelSource& operator=(const ModelSource&) = delete;
+
+    // Where streamed layers come from.
+    StreamFrom from() const { return checkpoint ? StreamFrom::source : StreamFrom::pinned_memory; }
+};
+
 class OpenedModel {
   public:
-    // `folder` or options.arch with options.random_weights. Says with -v where the weights lie and, of random
+    // As ModelSource. Says with -v where the weights lie and, of random
     // ones, a checksum of every layer.
     OpenedModel(Backend& backend, const std::string& folder, const WeightOptions& options,
                 const Context& context);
     OpenedModel(const OpenedModel&) = delete;
     OpenedModel& operator=(const OpenedModel&) = delete;
 
-    const Architecture& architecture() const { return architecture_; }
+    const Architecture& architecture() const { return model_.architecture; }
     WeightSource weights() const;
     // The streamed weights; null where all lie on the device.
     StreamedWeights* streamed() const { return streamed_.get(); }
@@ -35,10 +51,7 @@ class OpenedModel {
     void place(Backend& backend, int64_t weight_memory);
     std::string where() const;
 
-    std::string name_;  // the folder, or "nemotron-h-8b (random weights, seed 0)"
-    std::optional<Checkpoint> checkpoint_;
-    Architecture architecture_;
-    std::unique_ptr<ParameterSource> source_;
+    ModelSource model_;
     std::unique_ptr<WeightMemory> resident_;
     std::unique_ptr<StreamedWeights> streamed_;
 };

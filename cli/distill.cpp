@@ -166,6 +166,11 @@ void check_options(const DistillCommand& command) {
     const int starts = !command.student.empty() + !command.plan.empty() + !command.init.empty();
     if (starts != 1) fail_usage("give one of --student FOLDER, --plan FILE and --init CONFIG");
     if (!command.plan.empty() && command.teacher.empty()) fail_usage("--plan needs --teacher to cut from");
+    const bool about_teacher =
+        command.weight_memory > 0 || command.reverse_kl > 0 || command.top_k > 0 || command.feature > 0;
+    if (command.teacher.empty() && about_teacher)
+        fail_usage("--weight-memory, --reverse-kl, --top-k and --feature need a --teacher");
+    if (command.top_k > 0 && command.kl == 0) fail_usage("--top-k goes with --kl, whose weight is 0");
     check_distinct(command.out, {command.teacher, command.student, command.init});
 }
 

@@ -255,5 +255,24 @@ TEST_CASE("a student that does not fit on the disk") {
     CHECK(names(broken.dir.path()) == before);
 }
 
+TEST_CASE("distill refuses options that would do nothing") {
+    const TempDir dir;
+    const auto data = dir.write("rows.jsonl", token_rows(2, 40)).string();
+    const std::vector<std::string> alone = {"distill", "--init", demo_model(),          "--data",
+                                            data,      "--out",  (dir / "out").string()};
+    const auto with = [&](std::vector<std::string> arguments, const std::vector<std::string>& more) {
+        arguments.insert(arguments.end(), more.begin(), more.end());
+        return arguments;
+    };
+    for (const char* option : {"--weight-memory", "--reverse-kl", "--top-k", "--feature"}) {
+        const char* value = std::string(option) == "--weight-memory" ? "1GiB" : "1";
+        fails(dir, 2, with(alone, {option, value}), {option, "--teacher"});
+    }
+    fails(dir, 2, with(alone, {"--teacher", demo_model(), "--kl", "0", "--ce", "1", "--top-k", "4"}),
+          {"--top-k", "--kl"});
+    fails(dir, 2, with(alone, {"--teacher", demo_model(), "--reverse-kl", "1", "--top-k", "4"}),
+          {"--reverse-kl", "--top-k"});
+}
+
 }  // namespace
 }  // namespace minipuzzle::cli

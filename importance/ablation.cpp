@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "importance/confidence.h"
-#include "importance/score_state.h"
+#include "importance/score_run.h"
 #include "importance/width.h"
 
 namespace minipuzzle::importance {
@@ -31,36 +31,12 @@ std::vector<int64_t> narrower_widths(const Architecture& architecture, const Sco
 
 // Everything the figures depend on, for telling whether a state may be continued.
 std::string identity_of(const Backend& backend, const ModelIdentity& model, const Corpus& corpus,
-                        const ScoreOptions& options, const std::vector<int64_t>& widths,
-                        int64_t batch_tokens) {
-    std::string text =
-        fmt::format("{} {} {} {} {} {} {} b{}", version(), backend.name(), model.arch_hash,
-                    model.weights_hash, options.seq_len, options.samples, options.seed, batch_tokens);
+                        const ScoreOptions& options, const std::vector<int64_t>& widths) {
+    std::string text = fmt::format("{} {} {} {} {} {} {}", version(), backend.name(), model.arch_hash,
+                                   model.weights_hash, options.seq_len, options.samples, options.seed);
     for (const DataFile& file : corpus.files()) text += " " + file.hash;
     for (int64_t width : widths) text += fmt::format(" w{}", width);
     return text;
-}
-
-SweepResult measure(VariantSweep& sweep, const Corpus& corpus, const std::vector<Window>& windows,
-                    int64_t batch_tokens, ScoreState& state, const ScoreOptions& options) {
-    const std::vector<WindowBatch> batches = batch_windows(corpus, windows, batch_tokens);
-    SweepResult result;
-    double done = 0, total = 0;
-    for (const WindowBatch& batch : batches) total += static_cast<double>(batch.batch * batch.length);
-    for (std::size_t i = 0; i < batches.size(); ++i) {
-        const int64_t index = static_cast<int64_t>(i);
-        if (options.control.stopping())
-            throw Interrupted{options.state.empty()
-                                  ? "nothing was kept"
-                                  : fmt::format("{} keeps what was measured", options.state.string())};
-        const SweepResult batch = state.has(index) ? state.result(index) : sweep.run(batches[i]);
-        if (!state.has(index)) state.add(index, batch);
-        scatter(batch, batches[i].windows, static_cast<int64_t>(windows.size()), result);
-        done += static_cast<double>(batches[i].batch * batches[i].length);
-        options.control.report(
-            {.what = "scoring", .done = done, .total = total, .unit = "tokens", .detail = ""});
-    }
-    return result;
 }
 
 LayerScore layer_score(const Architecture& architecture, int64_t layer, const SweepResult& sweep) {
@@ -113,13 +89,12 @@ ScoreOutcome score(Backend& backend, const Architecture& architecture, WeightSou
             separate_multiply_adds(architecture, plans, window.length, window.length);
     }
     for (int64_t width : widths) plans.push_back({.drop = {}, .ffn_width = width});
-    VariantSweep sweep(backend, architecture, weights, plans, &outcome.width);
-    const int64_t batch_tokens = sweep.batch_tokens(windows);
-    ScoreState state(options.state, identity_of(backend, identity, corpus, options, widths, batch_tokens),
-                     options.resume);
+    ScoreState state(options.state, identity_of(backend, identity, corpus, options, widths), options.resume);
+    ScoreRun run(backend, architecture, weights, corpus, windows, state, options.control);
+    run.announce(plans, static_cast<int64_t>(windows.size()));
     if (options.width)
         outcome.width = rank_neurons(backend, architecture, weights, corpus, windows, options.control);
-    const SweepResult result = measure(sweep, corpus, windows, batch_tokens, state, options);
+    const SweepResult result = run.sweep("layers", plans, &outcome.width, run.all_windows());
 
     ScoreTable& table = outcome.table;
     table.calibration = CalibrationInfo{.sources = corpus.files(),

@@ -14,7 +14,7 @@ namespace minipuzzle::importance {
 
 namespace {
 
-constexpr const char* kFormat = "minipuzzle.score-state/1";
+constexpr const char* kFormat = "minipuzzle.score-state/2";
 
 constexpr std::pair<const char*, std::vector<double> SequenceMetrics::*> kMembers[] = {
     {"loss", &SequenceMetrics::loss},
@@ -43,6 +43,21 @@ SweepResult result_from(const Json& json) {
     result.base = metrics_from(json.at("base"));
     for (const Json& variant : json.at("variants")) result.variants.push_back(metrics_from(variant));
     return result;
+}
+
+SequenceMetrics single_window(const SequenceMetrics& metrics, std::size_t i) {
+    SequenceMetrics single;
+    for (const auto& [name, member] : kMembers)
+        if (!(metrics.*member).empty()) single.*member = {(metrics.*member).at(i)};
+    return single;
+}
+
+SweepResult single_window(const SweepResult& result, std::size_t i) {
+    SweepResult single{
+        .tokens = {result.tokens.at(i)}, .base = single_window(result.base, i), .variants = {}};
+    for (const SequenceMetrics& variant : result.variants)
+        single.variants.push_back(single_window(variant, i));
+    return single;
 }
 
 // One line, on disk before this returns; a line that could not be written whole is taken back.
@@ -90,7 +105,12 @@ void ScoreState::read_finished(const std::string& identity) {
                     fmt::format("{}: this unfinished run had another model, data or options: repeat them to "
                                 "resume, or leave out --resume to start anew",
                                 path_.string()));
-            if (!first) finished_[line.at("batch").get<int64_t>()] = result_from(line);
+            if (!first) {
+                const auto windows = line.at("windows").get<std::vector<int64_t>>();
+                const SweepResult result = result_from(line);
+                for (std::size_t i = 0; i < windows.size(); ++i)
+                    finished_[line.at("stage").get<std::string>()][windows[i]] = single_window(result, i);
+            }
         } catch (const Json::exception&) {
             fail_input(fmt::format(
                 "{}: found a damaged line, expected a state of an unfinished score run: leave out "
@@ -107,9 +127,18 @@ void ScoreState::read_finished(const std::string& identity) {
     }
 }
 
-void ScoreState::add(int64_t batch, const SweepResult& result) {
+const SweepResult* ScoreState::find(const std::string& stage, int64_t window) const {
+    const auto of_stage = finished_.find(stage);
+    if (of_stage == finished_.end()) return nullptr;
+    const auto found = of_stage->second.find(window);
+    return found == of_stage->second.end() ? nullptr : &found->second;
+}
+
+void ScoreState::add(const std::string& stage, const std::vector<int64_t>& windows,
+                     const SweepResult& result) {
     if (path_.empty()) return;
-    Json line{{"batch", batch}, {"tokens", result.tokens}, {"base", to_json(result.base)}};
+    Json line{
+        {"stage", stage}, {"windows", windows}, {"tokens", result.tokens}, {"base", to_json(result.base)}};
     line["variants"] = Json::array();
     for (const SequenceMetrics& variant : result.variants) line["variants"].push_back(to_json(variant));
     append_line(path_, line.dump() + "\n");

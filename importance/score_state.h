@@ -2,30 +2,34 @@
 #pragma once
 
 #include <filesystem>
-#include <fstream>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "runtime/variant_sweep.h"
 
 namespace minipuzzle::importance {
 
-// A kill at any moment leaves whole lines and at most one cut line, which opening drops. Doubles are written
-// shortest round-trip, so a resumed run ends in the same bytes.
+// Figures are kept per stage and window, so that a resumed run may batch what is left as it likes: a window's
+// figures depend on that window alone. A kill at any moment leaves whole lines and at most one cut line,
+// which opening drops. Doubles are written shortest round-trip, so a resumed run ends in the same bytes.
 class ScoreState {
   public:
     // `identity` names everything the figures depend on. With `resume` an existing file is continued: Error
     // bad_input where it belongs to other inputs. An empty path keeps nothing.
     ScoreState(const std::filesystem::path& path, const std::string& identity, bool resume);
 
-    bool has(int64_t batch) const { return finished_.count(batch) > 0; }
-    const SweepResult& result(int64_t batch) const { return finished_.at(batch); }
-    void add(int64_t batch, const SweepResult& result);
+    // Of one window of a stage ("layers", "pairs"): a result with that window alone; null where not finished.
+    const SweepResult* find(const std::string& stage, int64_t window) const;
+    // `windows`: which window each entry of `result` belongs to.
+    void add(const std::string& stage, const std::vector<int64_t>& windows, const SweepResult& result);
+
+    const std::filesystem::path& path() const { return path_; }
 
   private:
     void read_finished(const std::string& identity);
     std::filesystem::path path_;
-    std::map<int64_t, SweepResult> finished_;
+    std::map<std::string, std::map<int64_t, SweepResult>> finished_;
 };
 
 }  // namespace minipuzzle::importance

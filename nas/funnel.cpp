@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 #include <numeric>
 
 #include "nas/spread.h"
@@ -129,20 +128,6 @@ class Funnel {
     std::vector<std::optional<Measured>> results_;
 };
 
-// Ranks from 1; equal values share the mean of theirs.
-std::vector<double> ranks(const std::vector<double>& values) {
-    std::vector<std::size_t> order(values.size());
-    std::iota(order.begin(), order.end(), std::size_t{0});
-    std::sort(order.begin(), order.end(),
-              [&](std::size_t a, std::size_t b) { return values[a] < values[b]; });
-    std::vector<double> rank(values.size());
-    for (std::size_t begin = 0, end = 0; begin < order.size(); begin = end) {
-        while (end < order.size() && values[order[end]] == values[order[begin]]) ++end;
-        for (std::size_t k = begin; k < end; ++k) rank[order[k]] = static_cast<double>(begin + end + 1) / 2;
-    }
-    return rank;
-}
-
 }  // namespace
 
 SelectBy parse_select_by(const std::string& text) {
@@ -172,20 +157,6 @@ std::vector<std::optional<Measured>> measure_spread(const Space& space, const st
                                                     const FunnelOptions& options, const Measurer& measurer) {
     MP_ASSERT(options.measure > 0 && !students.empty());
     return Funnel(space, students, options, measurer).run();
-}
-
-std::optional<double> spearman(const std::vector<double>& a, const std::vector<double>& b) {
-    MP_ASSERT(a.size() == b.size());
-    const std::vector<double> rank_a = ranks(a), rank_b = ranks(b);
-    const double mean = (static_cast<double>(a.size()) + 1) / 2;
-    double aa = 0, bb = 0, ab = 0;
-    for (std::size_t i = 0; i < a.size(); ++i) {
-        aa += (rank_a[i] - mean) * (rank_a[i] - mean);
-        bb += (rank_b[i] - mean) * (rank_b[i] - mean);
-        ab += (rank_a[i] - mean) * (rank_b[i] - mean);
-    }
-    if (aa == 0 || bb == 0) return std::nullopt;
-    return ab / std::sqrt(aa * bb);
 }
 
 }  // namespace minipuzzle::nas

@@ -26,7 +26,4 @@ struct FunnelOptions {
 std::vector<std::optional<Measured>> measure_spread(const Space& space, const std::vector<Student>& students,
                                                     const FunnelOptions& options, const Measurer& measurer);
 
-// Spearman's rank correlation, ties sharing their mean rank; nullopt under two values or without spread.
-std::optional<double> spearman(const std::vector<double>& a, const std::vector<double>& b);
-
 }  // namespace minipuzzle::nas

@@ -9,6 +9,7 @@
 #include "nas/infeasible.h"
 #include "nas/pareto.h"
 #include "nas/solver.h"
+#include "runtime/rank_correlation.h"
 
 namespace minipuzzle::nas {
 

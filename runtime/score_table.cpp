@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <array>
 
+#include "runtime/score_parts.h"
+
 namespace minipuzzle {
 
 namespace {
@@ -134,8 +136,7 @@ void read_optional_parts(ObjectReader& reader, ScoreTable& table) {
         for (const auto& [key, values] : sequences->items())
             table.per_sequence[key] = read_numbers(values, "per_sequence." + key, reader);
     }
-    // What later versions measure besides; nothing here depends on it.
-    for (const char* key : {"pairs", "iterative", "stability", "precision"}) reader.ignore(key);
+    read_score_parts(reader, table);
 }
 
 // ---- writing
@@ -239,6 +240,7 @@ std::string scores_json(const ScoreTable& table) {
     if (!table.width_scores_file.empty())
         json["width_scores"] = {{"file", table.width_scores_file}, {"hash", table.width_scores_hash}};
     if (!table.per_sequence.empty()) json["per_sequence"] = table.per_sequence;
+    write_score_parts(table, json);
     if (!table.notes.empty()) json["notes"] = table.notes;
     return pretty(json);
 }

@@ -1,6 +1,7 @@
 // Whole models on the GPU against the CPU: the two trained minis.
 #include "nas/funnel.h"
 #include "runtime/evaluate.h"
+#include "runtime/rank_correlation.h"
 #include "runtime/variant_sweep.h"
 #include "tests/gpu/gpu.h"
 #include "tests/support/minis.h"
@@ -59,10 +60,10 @@ TEST_CASE("the minis on CUDA agree with the CPU in logits, loss and the ranking 
             deltas.push_back(mean(scores.variants[l].loss, scores.tokens) - base);
             reference_deltas.push_back(on_cpu.reference["ablation"][l]["loss"].get<double>() - reference);
         }
-        CHECK(nas::spearman(deltas, reference_deltas).value() >= 0.998);
+        CHECK(spearman(deltas, reference_deltas).value() >= 0.998);
         WARN(name << ": loss " << evaluation.loss << " (reference " << reference << "), KL of logits "
                   << kl / static_cast<double>(rows) << ", Spearman of loss_delta "
-                  << nas::spearman(deltas, reference_deltas).value());
+                  << spearman(deltas, reference_deltas).value());
     }
 }
 

@@ -5,6 +5,7 @@
 #include "nas/funnel.h"
 #include "nas/search.h"
 #include "nas/spread.h"
+#include "runtime/rank_correlation.h"
 #include "tests/catch.h"
 #include "tests/nas/instances.h"
 #include "tests/support/temp_dir.h"

@@ -55,7 +55,7 @@ struct ConditionalOptions {
 
 struct InspectCommand : Command {
     std::vector<std::string> targets;
-    std::string arch, scores, plans, model;
+    std::string arch, scores, plans, model, sort = "depth", type;
     WorkloadOptions workload;
     bool full_hash = false;
 

@@ -23,17 +23,27 @@ void Table::add(std::vector<std::string> row) {
     rows_.push_back(std::move(row));
 }
 
+std::vector<std::size_t> Table::widths() const {
+    std::vector<std::size_t> widths;
+    for (std::size_t c = 0; c < header_.size(); ++c) {
+        widths.push_back(header_[c].size());
+        for (const auto& row : rows_) widths[c] = std::max(widths[c], row[c].size());
+    }
+    return widths;
+}
+
+std::size_t Table::width() const {
+    std::size_t width = 2 * (header_.size() - 1);
+    for (const std::size_t column : widths()) width += column;
+    return width;
+}
+
 std::string Table::text() const {
     const std::size_t columns = header_.size();
-    std::vector<std::size_t> widths(columns);
+    const std::vector<std::size_t> widths = this->widths();
     std::vector<bool> right(columns, !rows_.empty());
-    for (std::size_t c = 0; c < columns; ++c) {
-        widths[c] = header_[c].size();
-        for (const auto& row : rows_) {
-            widths[c] = std::max(widths[c], row[c].size());
-            right[c] = right[c] && numeric(row[c]);
-        }
-    }
+    for (std::size_t c = 0; c < columns; ++c)
+        for (const auto& row : rows_) right[c] = right[c] && numeric(row[c]);
     const auto line = [&](const std::vector<std::string>& cells) {
         std::string text;
         for (std::size_t c = 0; c < columns; ++c) {

@@ -13,10 +13,13 @@ class Table {
     explicit Table(std::vector<std::string> header) : header_(std::move(header)) {}
     // As many cells as the header has.
     void add(std::vector<std::string> row);
+    // Of the longest line that text() can have.
+    std::size_t width() const;
     // One line a row, the header first, each ended by a newline.
     std::string text() const;
 
   private:
+    std::vector<std::size_t> widths() const;
     std::vector<std::string> header_;
     std::vector<std::vector<std::string>> rows_;
 };

@@ -154,9 +154,7 @@ void draw_layer_axis(Svg& svg, const Layout& layout, const std::vector<int64_t>&
                                  px(bar.centre + reach), px(y - reach), px(y + reach)),
                      "cross", fmt::format("layer {} is dropped in the best student", bar.score->layer));
         }
-    int64_t step = 1;
-    for (const int64_t candidate : {1, 2, 5, 10, 20, 50, 100})
-        if (static_cast<double>(step = candidate) * layout.slot >= 30) break;
+    const int64_t step = tick_step(layout.slot, 30);
     for (const Bar& bar : layout.bars)
         if (bar.score->layer % step == 0)
             svg.text({bar.centre, base + 30}, fmt::format("{}", bar.score->layer), Anchor::middle, "tick");

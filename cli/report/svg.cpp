@@ -170,6 +170,13 @@ void draw_x_axis(Svg& svg, const Plot& plot, const std::string& title, int count
     svg.text({plot.box.right(), base + 36}, title, Anchor::end, "axis-title");
 }
 
+int64_t tick_step(double slot, double apart) {
+    int64_t step = 1;
+    for (int i = 0; static_cast<double>(step) * slot < apart && i < 18; ++i)
+        step = i % 3 == 1 ? step / 2 * 5 : step * 2;
+    return step;
+}
+
 int LabelRows::place(double left, double right) {
     std::size_t row = 0;
     const auto free = [&](const std::pair<double, double>& other) {

@@ -1,6 +1,7 @@
 // Drawing: an SVG picture as text, scales and their ticks, and a conservative estimate of text widths.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -77,6 +78,10 @@ struct Plot {
 void draw_y_axis(Svg& svg, const Plot& plot, const std::string& title, int count = 5);
 // A base line, ticks and numbers below, the title under them.
 void draw_x_axis(Svg& svg, const Plot& plot, const std::string& title, int count = 8);
+
+// Every how many layers a number is written, so that numbers stand at least `apart` pixels from each other
+// where layers stand `slot` pixels apart: 1, 2, 5, 10, 20, ...
+int64_t tick_step(double slot, double apart);
 
 // Gives labels that would overlap in one row a higher row.
 class LabelRows {

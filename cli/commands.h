@@ -44,6 +44,15 @@ struct TrainingOptions {
     bool bf16_moments() const { return moments == "bf16"; }
 };
 
+// What score measures of layers given others: pairs, and layers taken away one after the other.
+struct ConditionalOptions {
+    std::optional<std::string> pairs;  // "", a number or "all"
+    std::optional<int64_t> candidates;
+    int64_t samples = 0, iterative = 0;
+
+    void add_to(OptionTable& table);
+};
+
 struct InspectCommand : Command {
     std::vector<std::string> targets;
     std::string arch, scores, plans, model, sort = "depth", type;
@@ -64,6 +73,9 @@ struct ScoreCommand : Command {
     std::vector<std::string> data;
     WindowOptions windows;
     std::optional<std::vector<int64_t>> width;
+    ConditionalOptions conditional;
+    std::optional<Amount> mem_budget;
+    WorkloadOptions workload;
     bool full_hash = false, resume = false;
 
     const char* name() const override { return "score"; }

@@ -39,6 +39,8 @@ class OpenedModel {
     OpenedModel& operator=(const OpenedModel&) = delete;
 
     const Architecture& architecture() const { return model_.architecture; }
+    // Null with random weights.
+    const Checkpoint* checkpoint() const { return model_.checkpoint ? &*model_.checkpoint : nullptr; }
     WeightSource weights() const;
     // The streamed weights; null where all lie on the device.
     StreamedWeights* streamed() const { return streamed_.get(); }

@@ -4,6 +4,7 @@
 #include <filesystem>
 
 #include "cli/commands.h"
+#include "cli/conditional.h"
 #include "cli/inspect.h"
 #include "cli/opened_model.h"
 #include "cli/phases.h"
@@ -50,10 +51,26 @@ auto without_leftover(const fs::path& state, Work work) {
     }
 }
 
-std::string sharing_line(const importance::ScoreOutcome& outcome) {
-    return fmt::format("{:.4g} multiply-adds, {:.3f} of the {:.4g} that separate passes take",
-                       outcome.multiply_adds, outcome.multiply_adds / outcome.separate_multiply_adds,
-                       outcome.separate_multiply_adds);
+std::string summary(const importance::ScoreOutcome& outcome) {
+    const ScoreTable& scores = outcome.table;
+    std::string text = scores_summary(scores);
+    if (scores.iterative) text += "\n" + removal_summary(scores);
+    if (scores.pairs) text += "\n" + pairs_summary(scores);
+    text += "\n" + sharing_line("layers", {outcome.multiply_adds, outcome.separate_multiply_adds});
+    if (scores.pairs) text += sharing_line("pairs", outcome.pairs);
+    if (scores.iterative) text += sharing_line("iterative", outcome.iterative);
+    return text;
+}
+
+// Per-layer bytes of the budget's workload, said aloud; empty without a budget.
+std::vector<int64_t> weighed_layers(const ScoreCommand& command, const OpenedModel& model,
+                                    const Context& context) {
+    if (!command.mem_budget) return {};
+    const nas::Workload workload = workload_of(command.workload, model.checkpoint());
+    const int64_t total = nas::memory_of(model.architecture(), workload).total();
+    context.console.note(describe_budget("budget", *command.mem_budget, AmountOf::bytes, total));
+    context.console.note("workload: " + describe(workload));
+    return layer_bytes(model.architecture(), workload);
 }
 
 }  // namespace
@@ -68,6 +85,10 @@ OptionTable ScoreCommand::options() {
     windows.add_to(table);
     table.optional_choices("width", width,
                            "rank FFN neurons and measure the model at these FFN widths [8 steps]");
+    conditional.add_to(table);
+    table.amount("mem-budget", AmountOf::bytes, mem_budget,
+                 "weigh the layers that --iterative takes away by their bytes at this workload");
+    workload.add_to(table);
     table.flag("full-hash", full_hash, "hash the weights' content, not only their headers and sizes");
     table.flag("resume", resume, "go on where an interrupted run stopped");
     return table;
@@ -76,6 +97,8 @@ OptionTable ScoreCommand::options() {
 CommandResult ScoreCommand::run(const Context& context) {
     require_option(*this, "model", !model.empty() || !weights.arch.empty());
     require_option(*this, "data", !data.empty());
+    const std::optional<importance::PairOptions> pairs = pair_options(conditional);
+    if (mem_budget && conditional.iterative == 0) fail_usage("--mem-budget goes with --iterative");
     const ScoreFiles files(out);
     files.check();
 
@@ -91,6 +114,9 @@ CommandResult ScoreCommand::run(const Context& context) {
                                            .seed = context.seed(),
                                            .width = width.has_value(),
                                            .widths = width.value_or(std::vector<int64_t>{}),
+                                           .pairs = pairs,
+                                           .iterative = conditional.iterative,
+                                           .layer_bytes = weighed_layers(*this, loaded, context),
                                            .state = files.state,
                                            .resume = resume,
                                            .control = context.control};
@@ -116,8 +142,7 @@ CommandResult ScoreCommand::run(const Context& context) {
     fs::remove(files.state);
 
     Json json = Json::parse(text);
-    return {.json = std::move(json),
-            .text = scores_summary(scores) + sharing_line(outcome) + "\nwrote " + files.json.string() + "\n"};
+    return {.json = std::move(json), .text = summary(outcome) + "wrote " + files.json.string() + "\n"};
 }
 
 }  // namespace minipuzzle::cli

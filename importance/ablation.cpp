@@ -1,10 +1,12 @@
 #include "importance/ablation.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 
 #include "importance/confidence.h"
+#include "importance/iterative.h"
 #include "importance/score_run.h"
 #include "importance/width.h"
 
@@ -36,7 +38,21 @@ std::string identity_of(const Backend& backend, const ModelIdentity& model, cons
                                    model.weights_hash, options.seq_len, options.samples, options.seed);
     for (const DataFile& file : corpus.files()) text += " " + file.hash;
     for (int64_t width : widths) text += fmt::format(" w{}", width);
+    if (options.pairs)
+        text += fmt::format(" pairs {} {} {} {}", options.pairs->window, options.pairs->all,
+                            options.pairs->candidates.value_or(-1), options.pairs->samples);
+    if (options.iterative > 0)
+        text += fmt::format(" iterative {} {}", options.iterative, fmt::join(options.layer_bytes, ","));
     return text;
+}
+
+void check_conditional(const Architecture& architecture, const ScoreOptions& options, int64_t windows) {
+    const int64_t layers = static_cast<int64_t>(architecture.layers.size());
+    if (options.pairs) check_pairs(*options.pairs, architecture, windows);
+    if (options.iterative >= layers)
+        fail_usage(
+            fmt::format("--iterative {}: expected at most {}, so that one of the model's layers is left",
+                        options.iterative, layers - 1));
 }
 
 LayerScore layer_score(const Architecture& architecture, int64_t layer, const SweepResult& sweep) {
@@ -80,6 +96,7 @@ ScoreOutcome score(Backend& backend, const Architecture& architecture, WeightSou
     const std::vector<Window> windows =
         choose_windows(corpus, options.seq_len, options.samples, options.seed);
     const std::vector<int64_t> widths = narrower_widths(architecture, options);
+    check_conditional(architecture, options, static_cast<int64_t>(windows.size()));
     ScoreOutcome outcome;
     std::vector<StudentPlan> plans = leave_one_out(architecture);
     const SweepSchedule schedule = make_schedule(architecture, plans);
@@ -92,6 +109,8 @@ ScoreOutcome score(Backend& backend, const Architecture& architecture, WeightSou
     ScoreState state(options.state, identity_of(backend, identity, corpus, options, widths), options.resume);
     ScoreRun run(backend, architecture, weights, corpus, windows, state, options.control);
     run.announce(plans, static_cast<int64_t>(windows.size()));
+    if (options.pairs) announce_pairs(run, *options.pairs);
+    announce_removal(run, options.iterative);
     if (options.width)
         outcome.width = rank_neurons(backend, architecture, weights, corpus, windows, options.control);
     const SweepResult result = run.sweep("layers", plans, &outcome.width, run.all_windows());
@@ -111,6 +130,11 @@ ScoreOutcome score(Backend& backend, const Architecture& architecture, WeightSou
         table.per_sequence[std::to_string(l)] = result.variants[l].loss;
     }
     table.ffn_width_curve = width_curve(architecture, widths, result);
+    AblationLosses losses(run, result);
+    if (options.pairs) table.pairs = measure_pairs(losses, *options.pairs, outcome.pairs);
+    if (options.iterative > 0)
+        table.iterative =
+            remove_iteratively(losses, options.iterative, options.layer_bytes, outcome.iterative);
     return outcome;
 }
 

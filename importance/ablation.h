@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <vector>
 
+#include "importance/pairs.h"
 #include "runtime/run_control.h"
 #include "runtime/score_table.h"
 #include "runtime/variant_sweep.h"
@@ -17,8 +18,11 @@ struct ScoreOptions {
     bool width = false;  // rank FFN neurons and measure ffn_width_curve
     std::vector<int64_t>
         widths;  // grid of the curve; empty: eight steps of a sixteenth of the width (rounded to 8)
-    std::filesystem::path state;  // where finished batches are kept, "" for nowhere
-    bool resume = false;          // continue from `state`
+    std::optional<PairOptions> pairs;
+    int64_t iterative = 0;             // steps of iterative removal
+    std::vector<int64_t> layer_bytes;  // per layer, at the budget's workload; empty without a budget
+    std::filesystem::path state;       // where finished batches are kept, "" for nowhere
+    bool resume = false;               // continue from `state`
     RunControl control;
 };
 
@@ -27,6 +31,7 @@ struct ScoreOutcome {
     WidthScores width;  // empty without ScoreOptions::width
     // Of the leave-one-out sweep alone: done, and what layers + 1 separate passes would have taken.
     double multiply_adds = 0, separate_multiply_adds = 0;
+    SweepWork pairs, iterative;
 };
 
 // Scores every layer of the model on the corpus. Error bad_input: a NaN loss (names the window), a state that

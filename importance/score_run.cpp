@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "runtime/batch_size.h"
+
 namespace minipuzzle::importance {
 
 ScoreRun::ScoreRun(Backend& backend, const Architecture& architecture, WeightSource weights,
@@ -43,6 +45,13 @@ void ScoreRun::announce(const std::vector<StudentPlan>& plans, int64_t windows) 
                           {windows_.begin(), windows_.begin() + static_cast<std::ptrdiff_t>(windows)});
 }
 
+void ScoreRun::announce(const std::string& stage, const std::vector<StudentPlan>& plans, int64_t windows) {
+    announced_ -= of_stage_[stage];
+    const double others = announced_;
+    if (!plans.empty()) announce(plans, windows);
+    of_stage_[stage] = announced_ - others;
+}
+
 void ScoreRun::report() const {
     control_.report({.what = "scoring",
                      .done = 2 * done_,
@@ -53,6 +62,28 @@ void ScoreRun::report() const {
 
 SweepResult ScoreRun::sweep(const std::string& stage, const std::vector<StudentPlan>& plans,
                             const WidthScores* width_scores, const std::vector<int64_t>& windows) {
+    return sweep_keeping(stage, plans, width_scores, windows, nullptr);
+}
+
+SweepResult ScoreRun::sweep_losses(const std::string& stage, const std::vector<StudentPlan>& plans,
+                                   const std::vector<int64_t>& windows) {
+    return sweep_keeping(stage, plans, nullptr, windows, [](SweepResult result) {
+        for (SequenceMetrics& variant : result.variants) variant = {.loss = std::move(variant.loss)};
+        return result;
+    });
+}
+
+int64_t ScoreRun::most_states() const {
+    constexpr int64_t kHostBytes = int64_t{1} << 30, kHostTokens = 512, kDeviceTokens = 32768;
+    const bool host = backend_.device() == DeviceKind::cpu;
+    const int64_t bytes = host ? kHostBytes : backend_.available() / 2;
+    const int64_t tokens = std::max(host ? kHostTokens : kDeviceTokens, longest(windows_));
+    return bytes / (tokens * architecture_.width * bytes_of(backend_.compute_type()));
+}
+
+SweepResult ScoreRun::sweep_keeping(const std::string& stage, const std::vector<StudentPlan>& plans,
+                                    const WidthScores* width_scores, const std::vector<int64_t>& windows,
+                                    const Keep& keep) {
     const int64_t total = static_cast<int64_t>(windows.size());
     const SweepSchedule schedule = make_schedule(architecture_, plans);
     SweepResult result;
@@ -81,7 +112,8 @@ SweepResult ScoreRun::sweep(const std::string& stage, const std::vector<StudentP
             window = places[window];  // in the result
             numbers.push_back(windows[window]);
         }
-        const SweepResult measured = variant_sweep.run(batch);
+        SweepResult measured = variant_sweep.run(batch);
+        if (keep) measured = keep(std::move(measured));
         state_.add(stage, numbers, measured);
         scatter(measured, batch.windows, total, result);
         done_ += measured.multiply_adds;

@@ -143,7 +143,7 @@ std::string analysis_sections(const ReportInputs& inputs) {
         out += section("Layers in pairs",
                        "A cell is two layers: what losing both costs beyond the sum of losing each alone, in "
                        "nats per token; the row is the first of the two, the column the second.",
-                       figure + pair_table(scores));
+                       figure);
     return out;
 }
 

@@ -15,10 +15,10 @@
 namespace minipuzzle::report {
 namespace {
 
-constexpr double kMapSide = 744, kLargestCell = 24, kMargin = 34, kTop = 40, kLegendWidth = 260;
+constexpr double kMapSide = 675, kLargestCell = 24, kMargin = 34, kTop = 40, kLegendWidth = 260;
 constexpr double kLeastInside = 520;  // sides from here on leave the colour scale room below the diagonal
 constexpr int kShades = 10;           // of each sign
-constexpr std::size_t kListed = 6;    // pairs of each sign
+constexpr std::size_t kListed = 10;   // pairs of each sign
 
 struct Map {
     double cell = 0, side = 0;
@@ -129,6 +129,30 @@ std::string pair_words(const ScoreTable& scores, const PairScore& pair) {
     return fmt::format("{} and {}", words(pair.first), words(pair.second));
 }
 
+// "F 45 + F 47".
+std::string short_words(const ScoreTable& scores, const PairScore& pair) {
+    const auto words = [&](int64_t layer) {
+        return short_layer(scores.layers[narrow<std::size_t>(layer)].type, layer);
+    };
+    return words(pair.first) + " + " + words(pair.second);
+}
+
+// The strongest pairs of both signs in figures.
+std::string strongest_table(const ScoreTable& scores) {
+    const cli::StrongestPairs strongest = cli::strongest_pairs(*scores.pairs, kListed);
+    std::vector<Row> rows;
+    for (const auto* list : {&strongest.positive, &strongest.negative})
+        for (const PairScore& pair : *list) {
+            const auto& ci = pair.interaction_ci;
+            rows.push_back(
+                {.cells = {short_words(scores, pair), fixed_text(pair.interaction, 4),
+                           ci ? fixed_text((*ci)[0], 4) + " to " + fixed_text((*ci)[1], 4) : "\u2013"},
+                 .css_class = ""});
+        }
+    if (rows.empty()) return "";
+    return table({{"strongest pairs", CellKind::text}, {"nats"}, {"95 % interval"}}, rows);
+}
+
 std::string alternative(const ScoreTable& scores) {
     const cli::StrongestPairs strongest = cli::strongest_pairs(*scores.pairs, 1);
     std::string text = fmt::format("Interactions of {} pairs of {} layers", scores.pairs->pairs.size(),
@@ -183,28 +207,7 @@ std::string pair_map(const ScoreTable& scores) {
     entries.push_back({"up", "losing both costs more than their sum"});
     entries.push_back({"down", "less"});
     entries.push_back({"ground", "not measured"});
-    return legend(entries) + svg.finish();
-}
-
-std::string pair_table(const ScoreTable& scores) {
-    if (!scores.pairs) return "";
-    const cli::StrongestPairs strongest = cli::strongest_pairs(*scores.pairs, kListed);
-    std::vector<Row> rows;
-    for (const auto* list : {&strongest.positive, &strongest.negative})
-        for (const PairScore& pair : *list) {
-            const auto& ci = pair.interaction_ci;
-            rows.push_back(
-                {.cells = {pair_words(scores, pair), fixed_text(pair.interaction, 4),
-                           ci ? fixed_text((*ci)[0], 4) + " to " + fixed_text((*ci)[1], 4) : "\u2013",
-                           fixed_text(pair.loss_delta, 4)},
-                 .css_class = ""});
-        }
-    if (rows.empty()) return "";
-    return table({{"strongest pairs", CellKind::text},
-                  {"interaction"},
-                  {"95 % interval"},
-                  {"loss increase without both"}},
-                 rows);
+    return legend(entries) + "<div class=\"beside\">" + svg.finish() + strongest_table(scores) + "</div>\n";
 }
 
 }  // namespace minipuzzle::report

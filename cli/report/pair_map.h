@@ -12,9 +12,8 @@ namespace minipuzzle::report {
 // figure that is easy to read. Null without a pair.
 std::optional<double> colour_end(const PairScores& pairs);
 
-// "" without pairs. Pairs that were not measured are left in the ground's colour.
+// "" without pairs. Pairs that were not measured are left in the ground's colour; the strongest of both signs
+// stand in figures beside the map.
 std::string pair_map(const ScoreTable& scores);
-// The strongest pairs of both signs in figures, as a table.
-std::string pair_table(const ScoreTable& scores);
 
 }  // namespace minipuzzle::report

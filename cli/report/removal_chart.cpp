@@ -35,10 +35,6 @@ struct Chart {
     double width = 0, height = 0;
 };
 
-char short_type(LayerType type) {
-    return type == LayerType::mamba ? 'M' : type == LayerType::ffn ? 'F' : 'A';
-}
-
 // Holds the line, its intervals as far as half as much again, the additive sums, and 0. What spans orders of
 // magnitude is drawn logarithmically.
 Scale value_scale(const std::vector<Step>& steps) {
@@ -85,7 +81,7 @@ Chart lay_out(const ScoreTable& scores) {
         shown.type = scores.layers[narrow<std::size_t>(step.removed)].type;
         shown.additive = sums[i];
         shown.x = kLeft + slot * (static_cast<double>(i) + 0.5);
-        shown.label = fmt::format("{} {}", short_type(shown.type), step.removed);
+        shown.label = short_layer(shown.type, step.removed);
         const double half = text_width(shown.label, 11) / 2 + 2;
         shown.label_row = rows.place(shown.x - half, shown.x + half);
     }

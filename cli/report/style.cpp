@@ -87,6 +87,7 @@ svg .metric{font-weight:600;fill:var(--soft)}
 .additive{stroke:var(--predicted);stroke-width:1.8;stroke-dasharray:6 4}
 .point{stroke:var(--card);stroke-width:1}.point.mamba{fill:var(--mamba)}.point.ffn{fill:var(--ffn)}.point.attention{fill:var(--attention)}
 svg .of-mamba{fill:var(--mamba)}svg .of-ffn{fill:var(--ffn)}svg .of-attention{fill:var(--attention)}
+.beside{display:flex;flex-wrap:wrap;gap:8px 26px;align-items:flex-start}.beside>svg{flex:1 1 480px;min-width:0}.beside>.scroll{flex:0 1 auto}.beside table{width:auto}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;font-size:13px;width:100%;margin-top:10px;font-variant-numeric:tabular-nums}
 th{font-weight:600;color:var(--soft);text-align:left;border-bottom:1px solid var(--line);padding:4px 10px 4px 0;white-space:nowrap}

@@ -16,6 +16,11 @@ const char* type_class(LayerType type) {
     return kClasses[static_cast<int>(type)];
 }
 
+std::string short_layer(LayerType type, int64_t layer) {
+    constexpr char kLetters[] = {'M', 'A', 'F'};
+    return fmt::format("{} {}", kLetters[static_cast<int>(type)], layer);
+}
+
 LayerType type_of_letter(char wanted) {
     switch (wanted) {
         case 'M':

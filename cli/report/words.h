@@ -13,6 +13,8 @@ namespace minipuzzle::report {
 // "Mamba", "FFN", "attention"; and the css class that carries the type's colour.
 const char* type_word(LayerType type);
 const char* type_class(LayerType type);
+// "M 12", "F 13", "A 18": a layer where there is little room, lettered as counts_text does.
+std::string short_layer(LayerType type, int64_t layer);
 // The layer types of a pattern, by letter; a letter we do not know is Error bad_input.
 LayerType type_of_letter(char letter);
 

@@ -38,7 +38,6 @@ TEST_CASE("report: figures of the scores' parts are there only where the parts a
     empty.iterative->steps.clear();
     CHECK(removal_chart(empty) == "");
     CHECK(pair_map(empty) == "");
-    CHECK(pair_table(empty) == "");
 }
 
 TEST_CASE("report: a page with all pairs of 118 layers stays under 1 MB and is whole") {
@@ -150,6 +149,8 @@ TEST_CASE("report: the pair map's colours end at a robust size, both signs alike
     CHECK(occurrences(map, "<path class=\"heat down s10\"") == 1);
     CHECK(occurrences(map, "<path class=\"heat zero\"") == 1);
     CHECK(occurrences(map, "<path class=\"heat up") == 1);
+    CHECK(map.find("<td>M 0 + M 1</td><td class=\"number\">1.0000</td>") != map.npos);
+    CHECK(occurrences(map, "<tr>") == 3);  // the header and a pair of each sign
     for (PairScore& pair : scores.pairs->pairs) pair.interaction = 0;
     CHECK(unbalanced(pair_map(scores)) == "");
     CHECK(pair_map(scores).find("nan") == std::string::npos);

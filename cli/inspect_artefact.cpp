@@ -198,6 +198,12 @@ std::string scores_summary(const ScoreTable& scores) {
     if (scores.base_loss)
         text += fmt::format("\nbase loss {:.6f}, next-token accuracy {}\n", *scores.base_loss,
                             cell(scores.base_accuracy));
+    if (const auto& check = scores.precision)
+        text += fmt::format(
+            "{} against {} on {} sequences: Spearman {:.4f}, rms error of loss_delta {:.6f} nats, largest "
+            "{:.6f}\n",
+            check->sweep, check->head, check->sequences, check->rank_correlation, check->rms_error,
+            check->largest_error);
     return text;
 }
 

@@ -36,6 +36,7 @@ std::string identity_of(const Backend& backend, const ModelIdentity& model, cons
                                    model.weights_hash, options.seq_len, options.samples, options.seed);
     for (const DataFile& file : corpus.files()) text += " " + file.hash;
     for (int64_t width : widths) text += fmt::format(" w{}", width);
+    if (options.narrow) text += fmt::format(" {}", name(options.narrow->precision));
     return text;
 }
 
@@ -92,6 +93,7 @@ ScoreOutcome score(Backend& backend, const Architecture& architecture, WeightSou
     ScoreState state(options.state, identity_of(backend, identity, corpus, options, widths), options.resume);
     ScoreRun run(backend, architecture, weights, corpus, windows, state, options.control);
     run.announce(plans, static_cast<int64_t>(windows.size()));
+    if (options.narrow) run.announce(leave_one_out(architecture), checked_windows(run));
     if (options.width)
         outcome.width = rank_neurons(backend, architecture, weights, corpus, windows, options.control);
     const SweepResult result = run.sweep("layers", plans, &outcome.width, run.all_windows());
@@ -111,6 +113,8 @@ ScoreOutcome score(Backend& backend, const Architecture& architecture, WeightSou
         table.per_sequence[std::to_string(l)] = result.variants[l].loss;
     }
     table.ffn_width_curve = width_curve(architecture, widths, result);
+    // Last: the weights change.
+    if (options.narrow) table.precision = check_precision(run, *options.narrow, table);
     return outcome;
 }
 

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <filesystem>
+#include <optional>
 #include <vector>
 
+#include "importance/precision_check.h"
 #include "runtime/run_control.h"
 #include "runtime/score_table.h"
 #include "runtime/variant_sweep.h"
@@ -19,6 +21,7 @@ struct ScoreOptions {
         widths;  // grid of the curve; empty: eight steps of a sixteenth of the width (rounded to 8)
     std::filesystem::path state;  // where finished batches are kept, "" for nowhere
     bool resume = false;          // continue from `state`
+    std::optional<NarrowSweep> narrow;  // where the weights given are narrower than the compute type
     RunControl control;
 };
 
@@ -30,7 +33,7 @@ struct ScoreOutcome {
 };
 
 // Scores every layer of the model on the corpus. Error bad_input: a NaN loss (names the window), a state that
-// belongs to other inputs.
+// belongs to other inputs. `weights` are given up for options.narrow's in the end.
 ScoreOutcome score(Backend& backend, const Architecture& architecture, WeightSource weights,
                    const ModelIdentity& identity, const Corpus& corpus, const ScoreOptions& options);
 

@@ -30,6 +30,10 @@ class ScoreRun {
     // Interrupted.
     SweepResult sweep(const std::string& stage, const std::vector<StudentPlan>& plans,
                       const WidthScores* width_scores, const std::vector<int64_t>& windows);
+    // Whether the state holds all of a stage's windows, so that sweep() will run nothing.
+    bool finished(const std::string& stage, const std::vector<int64_t>& windows) const;
+    // The weights of the stages to come.
+    void set_weights(WeightSource weights) { weights_ = weights; }
     // All of windows().
     std::vector<int64_t> all_windows() const;
 

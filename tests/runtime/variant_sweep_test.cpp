@@ -16,13 +16,14 @@ namespace {
 struct TinyWorld {
     std::unique_ptr<Backend> backend = make_cpu_backend(DType::f32, 2);
     Architecture architecture = test::tiny_architecture("M-M*-M-");
-    WeightMemory weights = random_weights(*backend, architecture, 4, 0.2);
+    WeightMemory weights;
     WidthScores width_scores;
     test::TempDir scratch;
     std::unique_ptr<Corpus> corpus;
     std::vector<Window> windows;
 
-    TinyWorld() {
+    explicit TinyWorld(Precision precision = Precision::bf16)
+        : weights(load_weights(*backend, architecture, *random_source(architecture, 4, 0.2), precision)) {
         CounterRandom random(8, "tokens");
         std::ofstream file(scratch.path() / "rows.jsonl");
         int64_t draw = 0;

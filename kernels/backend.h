@@ -68,6 +68,7 @@ class Backend {
     virtual void run(const EmbeddingBackward&) = 0;
     virtual void run(const RmsNormForward&) = 0;
     virtual void run(const RmsNormBackward&) = 0;
+    virtual void run(const QuantizeRows&) = 0;
     virtual void run(const LinearForward&) = 0;
     virtual void run(const LinearBackward&) = 0;
     virtual void run(const SquaredReluForward&) = 0;

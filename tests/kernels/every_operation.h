@@ -10,7 +10,7 @@
 
 // clang-format off
 #define MINIPUZZLE_OPERATIONS(X) \
-    X(EmbeddingForward) X(EmbeddingBackward) X(RmsNormForward) X(RmsNormBackward) X(LinearForward) \
+    X(EmbeddingForward) X(EmbeddingBackward) X(RmsNormForward) X(RmsNormBackward) X(QuantizeRows) X(LinearForward) \
     X(LinearBackward) X(SquaredReluForward) X(SquaredReluBackward) X(Add) X(ConvForward) X(ConvBackward) \
     X(SsdForward) X(SsdBackward) X(GatedNormForward) X(GatedNormBackward) X(AttentionForward) \
     X(AttentionBackward) X(VocabularyLoss) X(CompareLogits) X(FeatureLoss) X(AbsoluteColumnSums) \

@@ -130,9 +130,8 @@ CommandResult bench_model(const Context& context, const BenchCommand& command) {
     }
     return {std::move(json),
             fmt::format("{} in {} of {} x {} tokens on {}, loss {:.6f}\n{}",
-                        command.sweep ? "leave-one-out sweep" : "forward and loss",
-                        command.weights.precision, command.batch, command.prefill, backend->name(),
-                        rows.front().loss, table.text())};
+                        command.sweep ? "leave-one-out sweep" : "forward and loss", command.weights.precision,
+                        command.batch, command.prefill, backend->name(), rows.front().loss, table.text())};
 }
 
 }  // namespace minipuzzle::cli

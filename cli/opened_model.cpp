@@ -75,8 +75,8 @@ WeightSource OpenedModel::reload_unquantized(Backend& backend) {
     resident_.reset();
     streamed_.reset();
     const auto stream = [&](int64_t bytes) {
-        const int64_t least = StreamedWeights::least_bytes(backend, model_.architecture, model_.from(),
-                                                           Precision::bf16);
+        const int64_t least =
+            StreamedWeights::least_bytes(backend, model_.architecture, model_.from(), Precision::bf16);
         place(backend, std::max(bytes, least), Precision::bf16);
     };
     if (weight_memory_ > 0) {

@@ -87,13 +87,13 @@ CommandResult ScoreCommand::run(const Context& context) {
     const Corpus corpus = loaded.reader().for_measuring(data);
     const ModelIdentity identity = loaded.identity(full_hash);
     importance::ScoreOptions options{.seq_len = windows.seq_len,
-                                           .samples = windows.samples,
-                                           .seed = context.seed(),
-                                           .width = width.has_value(),
-                                           .widths = width.value_or(std::vector<int64_t>{}),
-                                           .state = files.state,
-                                           .resume = resume,
-                                           .control = context.control};
+                                     .samples = windows.samples,
+                                     .seed = context.seed(),
+                                     .width = width.has_value(),
+                                     .widths = width.value_or(std::vector<int64_t>{}),
+                                     .state = files.state,
+                                     .resume = resume,
+                                     .control = context.control};
     if (weights.number_format() == Precision::fp8)
         options.narrow = importance::NarrowSweep{
             .precision = Precision::fp8, .unquantized = [&] { return loaded.reload_unquantized(*backend); }};

@@ -19,8 +19,8 @@ struct ScoreOptions {
     bool width = false;  // rank FFN neurons and measure ffn_width_curve
     std::vector<int64_t>
         widths;  // grid of the curve; empty: eight steps of a sixteenth of the width (rounded to 8)
-    std::filesystem::path state;  // where finished batches are kept, "" for nowhere
-    bool resume = false;          // continue from `state`
+    std::filesystem::path state;        // where finished batches are kept, "" for nowhere
+    bool resume = false;                // continue from `state`
     std::optional<NarrowSweep> narrow;  // where the weights given are narrower than the compute type
     RunControl control;
 };

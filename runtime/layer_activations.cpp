@@ -33,8 +33,8 @@ class Builder {
         MP_ASSERT(!tensor && pass_ == Pass::forward);  // quantised layers are not trained
         tensor =
             context_.arena.take(name, {context_.batch(), context_.length(), matrix.size(1)}, matrix.dtype);
-        scale = context_.arena.take("row scales", {tensor.rows()},
-                                    precise_type(context_.backend.compute_type()));
+        scale =
+            context_.arena.take("row scales", {tensor.rows()}, precise_type(context_.backend.compute_type()));
         return true;
     }
     void norm(Tensor& normed, Tensor& scale, const Tensor& weight, const Tensor& matrix) const {
@@ -171,8 +171,7 @@ AttentionActivations attention_activations(const LayerContext& context, const At
     }
     if (is_quantized(weights.o_proj) && builder.needs_operand(a.quantized_out, a.quantized_out_scale,
                                                               "quantized attention output", weights.o_proj))
-        context.backend.run(
-            QuantizeRows{.x = a.out, .out = a.quantized_out, .scale = a.quantized_out_scale});
+        context.backend.run(QuantizeRows{.x = a.out, .out = a.quantized_out, .scale = a.quantized_out_scale});
     return a;
 }
 

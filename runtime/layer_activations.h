@@ -24,8 +24,8 @@ struct LayerContext {
     }
 };
 
-// Where the layer's projections are quantised, so are the activations that they multiply: normed, and the last
-// one of each mixer, with their scales of rows [B*T] beside them.
+// Where the layer's projections are quantised, so are the activations that they multiply: normed, and the
+// last one of each mixer, with their scales of rows [B*T] beside them.
 struct MambaActivations {
     Tensor normed;        // [B, T, D]
     Tensor zxbcdt;        // [B, T, projection]

@@ -18,7 +18,8 @@ void LayerParameters::add(const ParameterInfo& info, Tensor& tensor) {
 void LayerParameters::place(std::byte* block) const {
     for (const Part& part : parts_) {
         part.tensor->data = block + part.offset;
-        if (is_quantized(*part.tensor)) part.info.scale->data = part.tensor->data + aligned_bytes(*part.tensor);
+        if (is_quantized(*part.tensor))
+            part.info.scale->data = part.tensor->data + aligned_bytes(*part.tensor);
     }
 }
 
@@ -36,7 +37,8 @@ void LayerParameters::read(const ParameterSource& source, std::byte* block) cons
 int64_t LayerParameters::quantized_bytes() const {
     int64_t bytes = 0;
     for (const Part& part : parts_)
-        if (is_quantized(*part.tensor)) bytes += aligned_bytes(*part.tensor) + aligned_bytes(*part.info.scale);
+        if (is_quantized(*part.tensor))
+            bytes += aligned_bytes(*part.tensor) + aligned_bytes(*part.info.scale);
     return bytes;
 }
 

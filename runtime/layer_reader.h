@@ -9,7 +9,8 @@
 
 namespace minipuzzle {
 
-// The parameters of one layer, laid out one after the other in a block of bytes, scales behind what they scale.
+// The parameters of one layer, laid out one after the other in a block of bytes, scales behind what they
+// scale.
 class LayerParameters {
   public:
     // `tensor` and the scales stay the caller's; place() gives them their memory.
@@ -22,8 +23,8 @@ class LayerParameters {
     void read(const ParameterSource& source, std::byte* block) const;
     // Bytes that the quantised tensors and their scales take alone.
     int64_t quantized_bytes() const;
-    // Places the tensors on those of the same layer in the compute type; what is held in E4M3 is quantised into
-    // `block`.
+    // Places the tensors on those of the same layer in the compute type; what is held in E4M3 is quantised
+    // into `block`.
     void quantize_from(Backend& backend, const LayerParameters& unquantized, std::byte* block) const;
 
   private:

@@ -84,9 +84,8 @@ WeightMemory load_weights(Backend& backend, const Architecture& architecture, co
                           Precision precision) {
     WeightMemory memory(backend, architecture, precision);
     ParameterFiller filler(backend, source);
-    for_each_parameter(
-        architecture, memory.weights(),
-        [&](const ParameterInfo& info, Tensor& tensor) { filler.fill(info, tensor); });
+    for_each_parameter(architecture, memory.weights(),
+                       [&](const ParameterInfo& info, Tensor& tensor) { filler.fill(info, tensor); });
     return memory;
 }
 

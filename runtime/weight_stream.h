@@ -9,8 +9,9 @@
 namespace minipuzzle {
 
 // Where streamed layers wait: in pinned host memory (random weights, which exist nowhere else), or in the
-// checkpoint's mapped files, from which a thread reads ahead into two pinned buffers. Quantised layers travel as
-// they are from memory; from files they travel in the compute type and are quantised when they have arrived.
+// checkpoint's mapped files, from which a thread reads ahead into two pinned buffers. Quantised layers travel
+// as they are from memory; from files they travel in the compute type and are quantised when they have
+// arrived.
 enum class StreamFrom { pinned_memory, source };
 
 class StreamedWeights {

@@ -55,7 +55,7 @@ struct Weights {
 // What a parameter is, for those who walk the list.
 struct ParameterInfo {
     TensorSlot slot;
-    bool decays = false;  // weight decay applies: matrices only, never norms, A_log, D, dt_bias or biases
+    bool decays = false;      // weight decay applies: matrices only, never norms, A_log, D, dt_bias or biases
     Tensor* scale = nullptr;  // of a projection: where its scales lie if it is held in E4M3
 };
 
@@ -122,8 +122,8 @@ std::unique_ptr<ParameterSource> checkpoint_source(const Checkpoint& checkpoint)
 std::unique_ptr<ParameterSource> random_source(const Architecture& architecture, uint64_t seed,
                                                double initializer_range = 0.02);
 
-// Fills a model's tensors from a source. Those held in E4M3 are filled in the compute type first, in memory of
-// the largest one's size that the object keeps, and quantised from there.
+// Fills a model's tensors from a source. Those held in E4M3 are filled in the compute type first, in memory
+// of the largest one's size that the object keeps, and quantised from there.
 class ParameterFiller {
   public:
     ParameterFiller(Backend& backend, const ParameterSource& source) : backend_(backend), source_(source) {}

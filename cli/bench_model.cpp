@@ -117,6 +117,7 @@ CommandResult bench_model(const Context& context, const BenchCommand& command) {
     json["prefill"] = command.prefill;
     json["batch"] = command.batch;
     json["sweep"] = command.sweep;
+    json["precision"] = name(command.weights.number_format());
     json["rows"] = Json::array();
     Table table(
         {"weights", "ms", "tokens/s", "TFLOP/s", "speed", "on device", "streamed a pass", "activations"});
@@ -128,9 +129,9 @@ CommandResult bench_model(const Context& context, const BenchCommand& command) {
                    format_bytes(row.arena_bytes)});
     }
     return {std::move(json),
-            fmt::format("{} of {} x {} tokens on {}, loss {:.6f}\n{}",
-                        command.sweep ? "leave-one-out sweep" : "forward and loss", command.batch,
-                        command.prefill, backend->name(), rows.front().loss, table.text())};
+            fmt::format("{} in {} of {} x {} tokens on {}, loss {:.6f}\n{}",
+                        command.sweep ? "leave-one-out sweep" : "forward and loss", command.weights.precision,
+                        command.batch, command.prefill, backend->name(), rows.front().loss, table.text())};
 }
 
 }  // namespace minipuzzle::cli

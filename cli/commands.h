@@ -26,8 +26,10 @@ struct WeightOptions {
     std::string arch;
     bool random_weights = false;
     int64_t weight_memory = 0;  // bytes; 0: all weights on the device
+    std::string precision = "bf16";
 
     void add_to(OptionTable& table);
+    Precision number_format() const;
 };
 
 // The one option of these that goes with any model.

@@ -38,6 +38,10 @@ class OpenedModel {
     OpenedModel(const OpenedModel&) = delete;
     OpenedModel& operator=(const OpenedModel&) = delete;
 
+    // Lets go of the weights and loads them once more in the compute type, streamed where they no longer fit:
+    // the device, or, by what must be there, --weight-memory.
+    WeightSource reload_unquantized(Backend& backend);
+
     const Architecture& architecture() const { return model_.architecture; }
     // Null with random weights.
     const Checkpoint* checkpoint() const { return model_.checkpoint ? &*model_.checkpoint : nullptr; }
@@ -50,10 +54,11 @@ class OpenedModel {
     DataReader reader() const;
 
   private:
-    void place(Backend& backend, int64_t weight_memory);
+    void place(Backend& backend, int64_t weight_memory, Precision precision);
     std::string where() const;
 
     ModelSource model_;
+    int64_t weight_memory_;
     std::unique_ptr<WeightMemory> resident_;
     std::unique_ptr<StreamedWeights> streamed_;
 };

@@ -106,20 +106,23 @@ CommandResult ScoreCommand::run(const Context& context) {
     phases.begin("context");
     const auto backend = open_backend(context);
     phases.begin("load");
-    const OpenedModel loaded(*backend, model, weights, context);
+    OpenedModel loaded(*backend, model, weights, context);
     const Corpus corpus = loaded.reader().for_measuring(data);
     const ModelIdentity identity = loaded.identity(full_hash);
-    const importance::ScoreOptions options{.seq_len = windows.seq_len,
-                                           .samples = windows.samples,
-                                           .seed = context.seed(),
-                                           .width = width.has_value(),
-                                           .widths = width.value_or(std::vector<int64_t>{}),
-                                           .pairs = pairs,
-                                           .iterative = conditional.iterative,
-                                           .layer_bytes = weighed_layers(*this, loaded, context),
-                                           .state = files.state,
-                                           .resume = resume,
-                                           .control = context.control};
+    importance::ScoreOptions options{.seq_len = windows.seq_len,
+                                     .samples = windows.samples,
+                                     .seed = context.seed(),
+                                     .width = width.has_value(),
+                                     .widths = width.value_or(std::vector<int64_t>{}),
+                                     .pairs = pairs,
+                                     .iterative = conditional.iterative,
+                                     .layer_bytes = weighed_layers(*this, loaded, context),
+                                     .state = files.state,
+                                     .resume = resume,
+                                     .control = context.control};
+    if (weights.number_format() == Precision::fp8)
+        options.narrow = importance::NarrowSweep{
+            .precision = Precision::fp8, .unquantized = [&] { return loaded.reload_unquantized(*backend); }};
     phases.begin("compute");
     importance::ScoreOutcome outcome = without_leftover(files.state, [&] {
         return importance::score(*backend, loaded.architecture(), loaded.weights(), identity, corpus,

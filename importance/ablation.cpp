@@ -43,6 +43,7 @@ std::string identity_of(const Backend& backend, const ModelIdentity& model, cons
                             options.pairs->candidates.value_or(-1), options.pairs->samples);
     if (options.iterative > 0)
         text += fmt::format(" iterative {} {}", options.iterative, fmt::join(options.layer_bytes, ","));
+    if (options.narrow) text += fmt::format(" {}", name(options.narrow->precision));
     return text;
 }
 
@@ -111,6 +112,7 @@ ScoreOutcome score(Backend& backend, const Architecture& architecture, WeightSou
     run.announce(plans, static_cast<int64_t>(windows.size()));
     if (options.pairs) announce_pairs(run, *options.pairs);
     announce_removal(run, options.iterative);
+    if (options.narrow) run.announce(leave_one_out(architecture), checked_windows(run));
     if (options.width)
         outcome.width = rank_neurons(backend, architecture, weights, corpus, windows, options.control);
     const SweepResult result = run.sweep("layers", plans, &outcome.width, run.all_windows());
@@ -135,6 +137,8 @@ ScoreOutcome score(Backend& backend, const Architecture& architecture, WeightSou
     if (options.iterative > 0)
         table.iterative =
             remove_iteratively(losses, options.iterative, options.layer_bytes, outcome.iterative);
+    // Last: the weights change.
+    if (options.narrow) table.precision = check_precision(run, *options.narrow, table);
     return outcome;
 }
 

@@ -2,9 +2,11 @@
 #pragma once
 
 #include <filesystem>
+#include <optional>
 #include <vector>
 
 #include "importance/pairs.h"
+#include "importance/precision_check.h"
 #include "runtime/run_control.h"
 #include "runtime/score_table.h"
 #include "runtime/variant_sweep.h"
@@ -19,10 +21,11 @@ struct ScoreOptions {
     std::vector<int64_t>
         widths;  // grid of the curve; empty: eight steps of a sixteenth of the width (rounded to 8)
     std::optional<PairOptions> pairs;
-    int64_t iterative = 0;             // steps of iterative removal
-    std::vector<int64_t> layer_bytes;  // per layer, at the budget's workload; empty without a budget
-    std::filesystem::path state;       // where finished batches are kept, "" for nowhere
-    bool resume = false;               // continue from `state`
+    int64_t iterative = 0;              // steps of iterative removal
+    std::vector<int64_t> layer_bytes;   // per layer, at the budget's workload; empty without a budget
+    std::filesystem::path state;        // where finished batches are kept, "" for nowhere
+    bool resume = false;                // continue from `state`
+    std::optional<NarrowSweep> narrow;  // where the weights given are narrower than the compute type
     RunControl control;
 };
 
@@ -35,7 +38,7 @@ struct ScoreOutcome {
 };
 
 // Scores every layer of the model on the corpus. Error bad_input: a NaN loss (names the window), a state that
-// belongs to other inputs.
+// belongs to other inputs. `weights` are given up for options.narrow's in the end.
 ScoreOutcome score(Backend& backend, const Architecture& architecture, WeightSource weights,
                    const ModelIdentity& identity, const Corpus& corpus, const ScoreOptions& options);
 

@@ -32,6 +32,11 @@ std::vector<int64_t> ScoreRun::all_windows() const {
     return all;
 }
 
+bool ScoreRun::finished(const std::string& stage, const std::vector<int64_t>& windows) const {
+    return std::all_of(windows.begin(), windows.end(),
+                       [&](int64_t window) { return state_.find(stage, window) != nullptr; });
+}
+
 double ScoreRun::work_of(const SweepSchedule& schedule, const std::vector<Window>& windows) const {
     double work = 0;
     for (const Window& window : windows)

@@ -38,6 +38,10 @@ class ScoreRun {
     // The same of losses alone, which is all that is then kept on disk: for stages of thousands of plans.
     SweepResult sweep_losses(const std::string& stage, const std::vector<StudentPlan>& plans,
                              const std::vector<int64_t>& windows);
+    // Whether the state holds all of a stage's windows, so that sweep() will run nothing.
+    bool finished(const std::string& stage, const std::vector<int64_t>& windows) const;
+    // The weights of the stages to come.
+    void set_weights(WeightSource weights) { weights_ = weights; }
     // All of windows().
     std::vector<int64_t> all_windows() const;
     // How many live states a sweep may hold so that batches stay large enough to be fast: on the host about a

@@ -54,31 +54,35 @@ void HybridModel::run_layer(const LayerContext& context, int64_t layer, const Te
     const ProfilerRange range(backend_, LayerName(architecture_, layer).text);
     const Layer& sizes = architecture_.layers.at(layer);
     const LayerWeights& weights = use(layer);
-    Tensor branch,
-        projection;  // the mixer's last activation and the matrix that leads back into the residual stream
     if (auto* mamba = std::get_if<MambaWeights>(&weights)) {
-        branch = mamba_activations(context, std::get<Mamba>(sizes), *mamba, Pass::forward, kept.mamba).gated;
-        projection = mamba->out_proj;
+        const MambaActivations a =
+            mamba_activations(context, std::get<Mamba>(sizes), *mamba, Pass::forward, kept.mamba);
+        add_to_residual(context, {a.gated, mamba->out_proj, a.gated_scale, mamba->out_proj_scale}, out);
     } else if (auto* attention = std::get_if<AttentionWeights>(&weights)) {
-        branch = attention_activations(context, std::get<Attention>(sizes), *attention, Pass::forward,
-                                       kept.attention)
-                     .out;
-        projection = attention->o_proj;
+        const AttentionActivations a = attention_activations(context, std::get<Attention>(sizes), *attention,
+                                                             Pass::forward, kept.attention);
+        add_to_residual(context,
+                        {a.quantized_out ? a.quantized_out : a.out, attention->o_proj, a.quantized_out_scale,
+                         attention->o_proj_scale},
+                        out);
     } else {
         const FfnWeights& ffn = std::get<FfnWeights>(weights);
-        branch = ffn_activations(context, ffn, Pass::forward, kept.ffn).activated;
-        projection = ffn.down_proj;
+        const FfnActivations a = ffn_activations(context, ffn, Pass::forward, kept.ffn);
+        add_to_residual(context, {a.activated, ffn.down_proj, a.activated_scale, ffn.down_proj_scale}, out);
     }
-    add_to_residual(context, branch, projection, out);
 }
 
 void HybridModel::apply_ffn(const FfnWeights& weights, const Tensor& in, const Tensor& out,
                             const Tensor& activation_sums) {
     ArenaScope scope(arena_);
     const LayerContext context{backend_, arena_, architecture_, in, {}};
-    const FfnActivations activations = ffn_activations(context, weights, Pass::forward);
-    if (activation_sums) backend_.run(AbsoluteColumnSums{.x = activations.activated, .out = activation_sums});
-    add_to_residual(context, activations.activated, weights.down_proj, out);
+    const FfnActivations a = ffn_activations(context, weights, Pass::forward);
+    add_to_residual(context, {a.activated, weights.down_proj, a.activated_scale, weights.down_proj_scale},
+                    out);
+    if (!activation_sums) return;
+    // Sums are of activations as they are before they are quantised; the product is done with `up`.
+    if (a.activated_scale) backend_.run(SquaredReluForward{.x = a.up, .out = a.up});
+    backend_.run(AbsoluteColumnSums{.x = a.activated_scale ? a.up : a.activated, .out = activation_sums});
 }
 
 void HybridModel::final_norm(const Tensor& in, const Tensor& out) {

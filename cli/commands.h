@@ -64,7 +64,7 @@ struct ScoreCommand : Command {
     std::vector<std::string> data;
     WindowOptions windows;
     std::optional<std::vector<int64_t>> width;
-    bool full_hash = false, resume = false;
+    bool full_hash = false, resume = false, dry_run = false;
 
     const char* name() const override { return "score"; }
     const char* help() const override { return "Switch off each layer in turn and measure the damage"; }
@@ -130,7 +130,7 @@ struct EvalCommand : Command {
 struct BenchCommand : Command {
     std::string what, match, model, distill;
     WeightOptions weights;
-    int64_t prefill = 8192, batch = 1, seq_len = 8192;
+    int64_t prefill = 8192, batch = 1, samples = 0, seq_len = 8192;
     TrainingOptions training;
     bool sweep = false;
 

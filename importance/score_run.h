@@ -6,6 +6,7 @@
 
 #include "importance/score_state.h"
 #include "runtime/run_control.h"
+#include "runtime/work_progress.h"
 
 namespace minipuzzle::importance {
 
@@ -34,8 +35,8 @@ class ScoreRun {
     std::vector<int64_t> all_windows() const;
 
   private:
-    double work_of(const SweepSchedule& schedule, const std::vector<Window>& windows) const;
-    void report() const;
+    Work work_of(const SweepSchedule& schedule, const std::vector<Window>& windows) const;
+    void stop_where_asked() const;
 
     Backend& backend_;
     const Architecture& architecture_;
@@ -44,7 +45,7 @@ class ScoreRun {
     std::vector<Window> windows_;
     ScoreState& state_;
     const RunControl& control_;
-    double announced_ = 0, done_ = 0;  // multiply-adds
+    WorkProgress progress_;
 };
 
 }  // namespace minipuzzle::importance

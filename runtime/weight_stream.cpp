@@ -50,9 +50,16 @@ struct StreamedWeights::State {
 
     int64_t layer_of(int64_t transfer) const { return order[transfer % std::ssize(order)]; }
     std::byte* slot_of(int64_t transfer) const { return slots + transfer % kSlots * slot_bytes; }
+    std::vector<LayerParameters> streamed() const {
+        std::vector<LayerParameters> streamed;
+        for (int64_t layer : order) streamed.push_back(layers[layer]);
+        return streamed;
+    }
     bool streams(int64_t layer) const { return std::binary_search(order.begin(), order.end(), layer); }
 
     void choose(int64_t device_bytes);
+    int64_t streamed_bytes() const;
+    int64_t device_bytes() const;
     void place_resident(const ParameterSource& source);
     void start_up_to(int64_t transfer);
 };
@@ -80,12 +87,22 @@ void StreamedWeights::State::choose(int64_t device_bytes) {
         else
             earned -= bytes;
     }
-}
-
-void StreamedWeights::State::place_resident(const ParameterSource& source) {
     resident_bytes = outside.bytes();
     for (std::size_t l = 0; l < layers.size(); ++l)
         if (!streams(static_cast<int64_t>(l))) resident_bytes += layers[l].bytes();
+}
+
+int64_t StreamedWeights::State::streamed_bytes() const {
+    int64_t bytes = 0;
+    for (int64_t layer : order) bytes += layers[layer].bytes();
+    return bytes;
+}
+
+int64_t StreamedWeights::State::device_bytes() const {
+    return resident_bytes + (order.empty() ? 0 : kSlots * slot_bytes);
+}
+
+void StreamedWeights::State::place_resident(const ParameterSource& source) {
     resident = backend.allocate(resident_bytes);
     std::byte* next = resident;
     const auto place = [&](LayerParameters& parameters) {
@@ -119,8 +136,7 @@ StreamedWeights::StreamedWeights(Backend& backend, const Architecture& architect
     if (state.order.empty()) return;
     state.slots = backend.allocate(kSlots * state.slot_bytes);
     state.copies = backend.make_copy_queue();
-    std::vector<LayerParameters> streamed;
-    for (int64_t layer : state.order) streamed.push_back(state.layers[layer]);
+    const std::vector<LayerParameters> streamed = state.streamed();
     state.reader = from == StreamFrom::pinned_memory
                        ? read_from_memory(backend, source, state.order, streamed, state.slots)
                        : read_ahead(backend, source, state.order, streamed, *state.copies, state.slots);
@@ -129,14 +145,20 @@ StreamedWeights::~StreamedWeights() = default;
 
 const Weights& StreamedWeights::weights() const { return state_->weights; }
 void StreamedWeights::set_overlap(bool overlap) { state_->overlap = overlap; }
-int64_t StreamedWeights::device_bytes() const {
-    return state_->resident_bytes + (state_->slots ? kSlots * state_->slot_bytes : 0);
-}
+int64_t StreamedWeights::device_bytes() const { return state_->device_bytes(); }
 int64_t StreamedWeights::streamed_layers() const { return std::ssize(state_->order); }
-int64_t StreamedWeights::streamed_bytes() const {
-    int64_t bytes = 0;
-    for (int64_t layer : state_->order) bytes += state_->layers[layer].bytes();
-    return bytes;
+int64_t StreamedWeights::streamed_bytes() const { return state_->streamed_bytes(); }
+
+StreamPlan StreamedWeights::plan(const Backend& backend, const Architecture& architecture, StreamFrom from,
+                                 int64_t device_bytes) {
+    const auto measuring = backend.measuring();
+    State state(*measuring, architecture);
+    state.choose(device_bytes);
+    const int64_t streamed = state.streamed_bytes();
+    return {.device_bytes = state.device_bytes(),
+            .pinned_bytes = from == StreamFrom::pinned_memory ? streamed : read_ahead_bytes(state.streamed()),
+            .streamed_layers = std::ssize(state.order),
+            .streamed_bytes = streamed};
 }
 
 void StreamedWeights::use(int64_t layer) {

@@ -12,6 +12,12 @@ namespace minipuzzle {
 // checkpoint's mapped files, from which a thread reads ahead into two pinned buffers.
 enum class StreamFrom { pinned_memory, source };
 
+// What a budget gives, before anything is loaded.
+struct StreamPlan {
+    int64_t device_bytes = 0, pinned_bytes = 0;
+    int64_t streamed_layers = 0, streamed_bytes = 0;  // the latter per pass over the model
+};
+
 class StreamedWeights {
   public:
     // `device_bytes` holds embeddings, final norm and head, the two slots, and as many layers as still fit,
@@ -21,6 +27,9 @@ class StreamedWeights {
     StreamedWeights(Backend& backend, const Architecture& architecture, const ParameterSource& source,
                     StreamFrom from, int64_t device_bytes);
     ~StreamedWeights();
+    // What the constructor would take; the same errors.
+    static StreamPlan plan(const Backend& backend, const Architecture& architecture, StreamFrom from,
+                           int64_t device_bytes);
     StreamedWeights(const StreamedWeights&) = delete;
     StreamedWeights& operator=(const StreamedWeights&) = delete;
 

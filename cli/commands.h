@@ -78,7 +78,7 @@ struct ScoreCommand : Command {
     ConditionalOptions conditional;
     std::optional<Amount> mem_budget;
     WorkloadOptions workload;
-    bool full_hash = false, resume = false;
+    bool full_hash = false, resume = false, dry_run = false;
 
     const char* name() const override { return "score"; }
     const char* help() const override { return "Switch off each layer in turn and measure the damage"; }
@@ -144,7 +144,7 @@ struct EvalCommand : Command {
 struct BenchCommand : Command {
     std::string what, match, model, distill;
     WeightOptions weights;
-    int64_t prefill = 8192, batch = 1, seq_len = 8192;
+    int64_t prefill = 8192, batch = 1, samples = 0, seq_len = 8192;
     TrainingOptions training;
     bool sweep = false;
 

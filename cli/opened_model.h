@@ -25,6 +25,8 @@ struct ModelSource {
     ModelSource(const ModelSource&) = delete;  // `source` refers to `checkpoint`
     ModelSource& operator=(const ModelSource&) = delete;
 
+    // For its data: with the folder's tokenizer, or for rows of tokens only.
+    DataReader reader() const;
     // Where streamed layers come from.
     StreamFrom from() const { return checkpoint ? StreamFrom::source : StreamFrom::pinned_memory; }
 };
@@ -50,8 +52,7 @@ class OpenedModel {
     StreamedWeights* streamed() const { return streamed_.get(); }
     int64_t device_bytes() const;  // that the weights take
     ModelIdentity identity(bool full_hash = false) const;
-    // For its data: with the folder's tokenizer, or for rows of tokens only.
-    DataReader reader() const;
+    DataReader reader() const { return model_.reader(); }
 
   private:
     void place(Backend& backend, int64_t weight_memory, Precision precision);

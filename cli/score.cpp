@@ -8,6 +8,7 @@
 #include "cli/inspect.h"
 #include "cli/opened_model.h"
 #include "cli/phases.h"
+#include "cli/score_dry_run.h"
 #include "importance/ablation.h"
 #include "kernels/check.h"
 #include "runtime/files.h"
@@ -91,6 +92,7 @@ OptionTable ScoreCommand::options() {
     workload.add_to(table);
     table.flag("full-hash", full_hash, "hash the weights' content, not only their headers and sizes");
     table.flag("resume", resume, "go on where an interrupted run stopped");
+    table.flag("dry-run", dry_run, "say what would be done and what memory it takes");
     return table;
 }
 
@@ -105,6 +107,13 @@ CommandResult ScoreCommand::run(const Context& context) {
     Phases phases(context.console);
     phases.begin("context");
     const auto backend = open_backend(context);
+    if (dry_run)
+        return score_dry_run(context, *backend, *this,
+                             {.seq_len = windows.seq_len,
+                              .samples = windows.samples,
+                              .seed = context.seed(),
+                              .width = width.has_value(),
+                              .widths = width.value_or(std::vector<int64_t>{})});
     phases.begin("load");
     OpenedModel loaded(*backend, model, weights, context);
     const Corpus corpus = loaded.reader().for_measuring(data);

@@ -142,4 +142,29 @@ ScoreOutcome score(Backend& backend, const Architecture& architecture, WeightSou
     return outcome;
 }
 
+ScorePlan plan_score(Backend& backend, const Architecture& architecture, WeightSource weights,
+                     const Corpus& corpus, const ScoreOptions& options, int64_t device_bytes,
+                     int64_t host_bytes) {
+    const std::vector<Window> windows =
+        choose_windows(corpus, options.seq_len, options.samples, options.seed);
+    std::vector<StudentPlan> plans = leave_one_out(architecture);
+    for (int64_t width : narrower_widths(architecture, options))
+        plans.push_back({.drop = {}, .ffn_width = width});
+    const SweepSchedule schedule = make_schedule(architecture, plans);
+    ScorePlan plan{.windows = std::ssize(windows)};
+    for (const Window& window : windows) {
+        plan.tokens += window.length;
+        plan.multiply_adds += shared_multiply_adds(architecture, schedule, window.length, window.length);
+    }
+    VariantSweep sweep(backend, architecture, weights, plans, nullptr);
+    sweep.limit_memory(device_bytes, host_bytes);
+    const std::vector<WindowBatch> batches = batch_windows(corpus, windows, sweep.batch_tokens(windows));
+    const WindowBatch& largest = *std::max_element(
+        batches.begin(), batches.end(),
+        [](const WindowBatch& a, const WindowBatch& b) { return a.batch * a.length < b.batch * b.length; });
+    plan.batches = std::ssize(batches);
+    plan.memory = sweep.plan(largest.batch, largest.length);
+    return plan;
+}
+
 }  // namespace minipuzzle::importance

@@ -42,4 +42,18 @@ struct ScoreOutcome {
 ScoreOutcome score(Backend& backend, const Architecture& architecture, WeightSource weights,
                    const ModelIdentity& identity, const Corpus& corpus, const ScoreOptions& options);
 
+// What score() would do.
+struct ScorePlan {
+    int64_t windows = 0, tokens = 0, batches = 0;
+    SweepMemory memory;        // of the largest batch
+    double multiply_adds = 0;  // of all sweeps
+};
+
+// The dry run of the leave-one-out sweep, width curve included: nothing is computed or written, `weights`
+// need no memory behind them. `device_bytes` and `host_bytes`: what is free beside the weights. Errors as
+// score()'s, and VariantSweep::plan's.
+ScorePlan plan_score(Backend& backend, const Architecture& architecture, WeightSource weights,
+                     const Corpus& corpus, const ScoreOptions& options, int64_t device_bytes,
+                     int64_t host_bytes);
+
 }  // namespace minipuzzle::importance

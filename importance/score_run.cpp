@@ -18,7 +18,8 @@ ScoreRun::ScoreRun(Backend& backend, const Architecture& architecture, WeightSou
       corpus_(corpus),
       windows_(std::move(windows)),
       state_(state),
-      control_(control) {}
+      control_(control),
+      progress_("scoring", control) {}
 
 std::vector<int64_t> ScoreRun::documents() const {
     std::vector<int64_t> documents;
@@ -37,32 +38,35 @@ bool ScoreRun::finished(const std::string& stage, const std::vector<int64_t>& wi
                        [&](int64_t window) { return state_.find(stage, window) != nullptr; });
 }
 
-double ScoreRun::work_of(const SweepSchedule& schedule, const std::vector<Window>& windows) const {
-    double work = 0;
+Work ScoreRun::work_of(const SweepSchedule& schedule, const std::vector<Window>& windows) const {
+    Work work;
     for (const Window& window : windows)
-        work += shared_multiply_adds(architecture_, schedule, window.length, window.length);
+        work += schedule_work(architecture_, schedule, window.length, window.length);
     return work;
 }
 
-void ScoreRun::announce(const std::vector<StudentPlan>& plans, int64_t windows) {
+Work ScoreRun::work_of_first(const std::vector<StudentPlan>& plans, int64_t windows) const {
     MP_ASSERT(windows <= static_cast<int64_t>(windows_.size()));
-    announced_ += work_of(make_schedule(architecture_, plans),
-                          {windows_.begin(), windows_.begin() + static_cast<std::ptrdiff_t>(windows)});
+    return work_of(make_schedule(architecture_, plans),
+                   {windows_.begin(), windows_.begin() + static_cast<std::ptrdiff_t>(windows)});
+}
+
+void ScoreRun::announce(const std::vector<StudentPlan>& plans, int64_t windows) {
+    progress_.announce(work_of_first(plans, windows));
 }
 
 void ScoreRun::announce(const std::string& stage, const std::vector<StudentPlan>& plans, int64_t windows) {
-    announced_ -= of_stage_[stage];
-    const double others = announced_;
-    if (!plans.empty()) announce(plans, windows);
-    of_stage_[stage] = announced_ - others;
+    Work& announced = of_stage_[stage];
+    progress_.withdraw(announced);
+    announced = plans.empty() ? Work() : work_of_first(plans, windows);
+    progress_.announce(announced);
 }
 
-void ScoreRun::report() const {
-    control_.report({.what = "scoring",
-                     .done = 2 * done_,
-                     .total = 2 * std::max(announced_, done_),
-                     .unit = "FLOP",
-                     .detail = ""});
+void ScoreRun::stop_where_asked() const {
+    if (control_.stopping())
+        throw Interrupted{state_.path().empty()
+                              ? "nothing was kept"
+                              : fmt::format("{} keeps what was measured", state_.path().string())};
 }
 
 SweepResult ScoreRun::sweep(const std::string& stage, const std::vector<StudentPlan>& plans,
@@ -98,31 +102,30 @@ SweepResult ScoreRun::sweep_keeping(const std::string& stage, const std::vector<
         const Window& window = windows_.at(windows[i]);
         if (const SweepResult* finished = state_.find(stage, windows[i])) {
             scatter(*finished, {i}, total, result);
-            done_ += work_of(schedule, {window});
+            progress_.skip(work_of(schedule, {window}));
         } else {
             left.push_back(window);
             places.push_back(i);
         }
     }
     if (left.empty()) return result;
-    report();
+    progress_.report();
+    progress_.begin_sweep();
     VariantSweep variant_sweep(backend_, architecture_, weights_, plans, width_scores);
     for (WindowBatch& batch : batch_windows(corpus_, left, variant_sweep.batch_tokens(left))) {
-        if (control_.stopping())
-            throw Interrupted{state_.path().empty()
-                                  ? "nothing was kept"
-                                  : fmt::format("{} keeps what was measured", state_.path().string())};
+        stop_where_asked();
         std::vector<int64_t> numbers;
         for (int64_t& window : batch.windows) {
             window = places[window];  // in the result
             numbers.push_back(windows[window]);
         }
-        SweepResult measured = variant_sweep.run(batch);
+        SweepResult measured = variant_sweep.run(batch, [&](const Work& done) {
+            if (done.of[kHeadWork] == 0) stop_where_asked();  // a batch that is done is kept
+            progress_.advance(done);
+        });
         if (keep) measured = keep(std::move(measured));
         state_.add(stage, numbers, measured);
         scatter(measured, batch.windows, total, result);
-        done_ += measured.multiply_adds;
-        report();
     }
     return result;
 }

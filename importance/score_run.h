@@ -8,6 +8,7 @@
 
 #include "importance/score_state.h"
 #include "runtime/run_control.h"
+#include "runtime/work_progress.h"
 
 namespace minipuzzle::importance {
 
@@ -54,8 +55,9 @@ class ScoreRun {
     SweepResult sweep_keeping(const std::string& stage, const std::vector<StudentPlan>& plans,
                               const WidthScores* width_scores, const std::vector<int64_t>& windows,
                               const Keep& keep);
-    double work_of(const SweepSchedule& schedule, const std::vector<Window>& windows) const;
-    void report() const;
+    Work work_of(const SweepSchedule& schedule, const std::vector<Window>& windows) const;
+    Work work_of_first(const std::vector<StudentPlan>& plans, int64_t windows) const;
+    void stop_where_asked() const;
 
     Backend& backend_;
     const Architecture& architecture_;
@@ -64,8 +66,8 @@ class ScoreRun {
     std::vector<Window> windows_;
     ScoreState& state_;
     const RunControl& control_;
-    double announced_ = 0, done_ = 0;         // multiply-adds
-    std::map<std::string, double> of_stage_;  // of `announced_`, by name
+    WorkProgress progress_;
+    std::map<std::string, Work> of_stage_;  // announced, by name
 };
 
 }  // namespace minipuzzle::importance

@@ -64,6 +64,7 @@ struct ScoreCommand : Command {
     std::vector<std::string> data;
     WindowOptions windows;
     std::optional<std::vector<int64_t>> width;
+    std::string width_aggregation = "mean,l2";
     bool full_hash = false, resume = false;
 
     const char* name() const override { return "score"; }

@@ -3,9 +3,31 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
 #include <numeric>
 
+#include "importance/width.h"
+
 namespace minipuzzle::importance {
+
+namespace {
+
+// The order that batches visit windows in, whatever is in a batch and was finished before: windows of one
+// length together, the lengths by first appearance.
+std::vector<int64_t> visiting_order(const std::vector<Window>& all, const std::vector<int64_t>& windows) {
+    std::map<int64_t, std::vector<int64_t>> of_length;
+    std::vector<int64_t> lengths, order;
+    for (std::size_t i = 0; i < windows.size(); ++i) {
+        const int64_t length = all.at(windows[i]).length;
+        if (!of_length.count(length)) lengths.push_back(length);
+        of_length[length].push_back(static_cast<int64_t>(i));
+    }
+    for (const int64_t length : lengths)
+        order.insert(order.end(), of_length[length].begin(), of_length[length].end());
+    return order;
+}
+
+}  // namespace
 
 ScoreRun::ScoreRun(Backend& backend, const Architecture& architecture, WeightSource weights,
                    const Corpus& corpus, std::vector<Window> windows, ScoreState& state,
@@ -52,15 +74,24 @@ void ScoreRun::report() const {
 }
 
 SweepResult ScoreRun::sweep(const std::string& stage, const std::vector<StudentPlan>& plans,
-                            const WidthScores* width_scores, const std::vector<int64_t>& windows) {
+                            const WidthScores* width_scores, const std::vector<int64_t>& windows,
+                            WidthStatistics* statistics) {
     const int64_t total = static_cast<int64_t>(windows.size());
     const SweepSchedule schedule = make_schedule(architecture_, plans);
     SweepResult result;
     std::vector<Window> left;
     std::vector<int64_t> places;  // of `left` in `windows`
-    for (int64_t i = 0; i < total; ++i) {
+    for (const int64_t i : visiting_order(windows_, windows)) {
         const Window& window = windows_.at(windows[i]);
-        if (const SweepResult* finished = state_.find(stage, windows[i])) {
+        // A kill between the two files leaves figures without statistics: that batch runs again.
+        const bool counted = !statistics || statistics->holds(windows[i]);
+        const SweepResult* finished = state_.find(stage, windows[i]);
+        if (statistics && counted && !finished)
+            fail_input(
+                fmt::format("{}: has not measured window {}, which the width statistics beside it hold: "
+                            "leave out --resume to start anew",
+                            state_.path().string(), windows[i]));
+        if (finished && counted) {
             scatter(*finished, {i}, total, result);
             done_ += work_of(schedule, {window});
         } else {
@@ -71,6 +102,7 @@ SweepResult ScoreRun::sweep(const std::string& stage, const std::vector<StudentP
     if (left.empty()) return result;
     report();
     VariantSweep variant_sweep(backend_, architecture_, weights_, plans, width_scores);
+    variant_sweep.observe(statistics);
     for (WindowBatch& batch : batch_windows(corpus_, left, variant_sweep.batch_tokens(left))) {
         if (control_.stopping())
             throw Interrupted{state_.path().empty()
@@ -83,6 +115,7 @@ SweepResult ScoreRun::sweep(const std::string& stage, const std::vector<StudentP
         }
         const SweepResult measured = variant_sweep.run(batch);
         state_.add(stage, numbers, measured);
+        if (statistics) statistics->finish(numbers);
         scatter(measured, batch.windows, total, result);
         done_ += measured.multiply_adds;
         report();

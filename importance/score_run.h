@@ -9,6 +9,8 @@
 
 namespace minipuzzle::importance {
 
+class WidthStatistics;  // importance/width.h
+
 // Everything passed by reference must outlive the run.
 class ScoreRun {
   public:
@@ -27,9 +29,11 @@ class ScoreRun {
 
     // Measures the plans on the given windows (indexes into windows()), results in that order. What a stage
     // finished before an interruption is taken from the state, whatever the batches were then. Throws
-    // Interrupted.
+    // Interrupted. Where `statistics` are given they take in the full model's activations of every window
+    // that they do not hold yet.
     SweepResult sweep(const std::string& stage, const std::vector<StudentPlan>& plans,
-                      const WidthScores* width_scores, const std::vector<int64_t>& windows);
+                      const WidthScores* width_scores, const std::vector<int64_t>& windows,
+                      WidthStatistics* statistics = nullptr);
     // All of windows().
     std::vector<int64_t> all_windows() const;
 

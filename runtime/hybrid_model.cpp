@@ -54,30 +54,32 @@ void HybridModel::run_layer(const LayerContext& context, int64_t layer, const Te
     const ProfilerRange range(backend_, LayerName(architecture_, layer).text);
     const Layer& sizes = architecture_.layers.at(layer);
     const LayerWeights& weights = use(layer);
+    LayerActivations all = kept;
     Tensor branch,
         projection;  // the mixer's last activation and the matrix that leads back into the residual stream
     if (auto* mamba = std::get_if<MambaWeights>(&weights)) {
-        branch = mamba_activations(context, std::get<Mamba>(sizes), *mamba, Pass::forward, kept.mamba).gated;
+        all.mamba = mamba_activations(context, std::get<Mamba>(sizes), *mamba, Pass::forward, kept.mamba);
+        branch = all.mamba.gated;
         projection = mamba->out_proj;
     } else if (auto* attention = std::get_if<AttentionWeights>(&weights)) {
-        branch = attention_activations(context, std::get<Attention>(sizes), *attention, Pass::forward,
-                                       kept.attention)
-                     .out;
+        all.attention = attention_activations(context, std::get<Attention>(sizes), *attention, Pass::forward,
+                                              kept.attention);
+        branch = all.attention.out;
         projection = attention->o_proj;
     } else {
         const FfnWeights& ffn = std::get<FfnWeights>(weights);
-        branch = ffn_activations(context, ffn, Pass::forward, kept.ffn).activated;
+        all.ffn = ffn_activations(context, ffn, Pass::forward, kept.ffn);
+        branch = all.ffn.activated;
         projection = ffn.down_proj;
     }
+    if (observer_) observer_->observe(context, layer, all);
     add_to_residual(context, branch, projection, out);
 }
 
-void HybridModel::apply_ffn(const FfnWeights& weights, const Tensor& in, const Tensor& out,
-                            const Tensor& activation_sums) {
+void HybridModel::apply_ffn(const FfnWeights& weights, const Tensor& in, const Tensor& out) {
     ArenaScope scope(arena_);
     const LayerContext context{backend_, arena_, architecture_, in, {}};
     const FfnActivations activations = ffn_activations(context, weights, Pass::forward);
-    if (activation_sums) backend_.run(AbsoluteColumnSums{.x = activations.activated, .out = activation_sums});
     add_to_residual(context, activations.activated, weights.down_proj, out);
 }
 

@@ -67,6 +67,7 @@ struct VariantSweep::State {
     const WidthScores* width_scores;
     SweepSchedule schedule;
     MeasuredRunner runner;
+    LayerObserver* observer = nullptr;
 
     State(Backend& b, const Architecture& a, WeightSource w, std::vector<StudentPlan> p, const WidthScores* s)
         : backend(b),
@@ -102,6 +103,7 @@ void VariantSweep::State::apply_layers(HybridModel& model, Backend& on, DeviceAr
         std::map<int64_t, FfnWeights> narrowed;
         for (const SweepSchedule::Step& step : schedule.layers[layer]) {
             if (step.ffn_width < 0) {
+                model.set_observer(step.base ? observer : nullptr);
                 model.apply(static_cast<int64_t>(layer), slots[step.from], slots[step.to]);
                 continue;
             }
@@ -209,6 +211,7 @@ VariantSweep::VariantSweep(Backend& backend, const Architecture& architecture, W
                            std::vector<StudentPlan> plans, const WidthScores* width_scores)
     : state_(std::make_unique<State>(backend, architecture, weights, std::move(plans), width_scores)) {}
 VariantSweep::~VariantSweep() = default;
+void VariantSweep::observe(LayerObserver* observer) { state_->observer = observer; }
 
 SweepResult VariantSweep::run(const WindowBatch& batch) {
     SweepResult result;

@@ -37,6 +37,7 @@ struct SweepSchedule {
     struct Step {
         int64_t from = 0, to = 0;  // slots; equal: in place
         int64_t ffn_width = -1;    // -1: the layer as it is
+        bool base = false;         // the state is the full model's
     };
     std::vector<std::vector<Step>> layers;
     int64_t slots = 1;
@@ -58,6 +59,8 @@ class VariantSweep {
                  std::vector<StudentPlan> plans, const WidthScores* width_scores);
     ~VariantSweep();
 
+    // Who sees the full model's activations in every batch from here on (dry runs too); null: nobody.
+    void observe(LayerObserver* observer);
     // One batch; a window's figures depend on that window alone, never on company. Error where a loss is not
     // finite.
     SweepResult run(const WindowBatch& batch);

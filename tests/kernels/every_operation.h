@@ -13,8 +13,8 @@
     X(EmbeddingForward) X(EmbeddingBackward) X(RmsNormForward) X(RmsNormBackward) X(LinearForward) \
     X(LinearBackward) X(SquaredReluForward) X(SquaredReluBackward) X(Add) X(ConvForward) X(ConvBackward) \
     X(SsdForward) X(SsdBackward) X(GatedNormForward) X(GatedNormBackward) X(AttentionForward) \
-    X(AttentionBackward) X(VocabularyLoss) X(CompareLogits) X(FeatureLoss) X(AbsoluteColumnSums) \
-    X(SquaredNorm) X(RandomNormal) X(GradientNorms) X(AdamW)
+    X(AttentionBackward) X(VocabularyLoss) X(CompareLogits) X(FeatureLoss) X(ActivationSums) \
+    X(AccumulatePowers) X(SquaredNorm) X(RandomNormal) X(GradientNorms) X(AdamW)
 // clang-format on
 
 namespace minipuzzle::testing {
@@ -128,7 +128,17 @@ class EveryOperation {
         const Tensor sum = output("add", {time_, kWidth});
         backend_.run(Add{x, normed, sum});
         backend_.run(LinearForward{squared, down, sum, sum});
-        backend_.run(AbsoluteColumnSums{squared, output("column sums", {kFfn})});
+        const Tensor sums = output("activation sums", {kFfn});
+        backend_.run(ActivationSums{.x = squared, .out = sums});
+        backend_.run(ActivationSums{.x = squared,
+                                    .first = 3,
+                                    .channels = 17,
+                                    .squared = true,
+                                    .out = output("squared activation sums", {31})});
+        auto& total = doubles_.emplace_back(kFfn);
+        backend_.run(AccumulatePowers{
+            .x = sums, .scale = 0.1, .power = 2, .total = Tensor(total.data(), DType::f64, {kFfn})});
+        parameters["powers"] = convert<float>(total);
 
         const Tensor d_squared = output("d squared", {time_, kFfn}),
                      d_normed = output("d normed", {time_, kWidth});

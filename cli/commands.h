@@ -75,6 +75,7 @@ struct ScoreCommand : Command {
     std::vector<std::string> data;
     WindowOptions windows;
     std::optional<std::vector<int64_t>> width;
+    std::string width_aggregation = "mean,l2";
     ConditionalOptions conditional;
     std::optional<Amount> mem_budget;
     WorkloadOptions workload;

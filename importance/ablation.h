@@ -7,6 +7,7 @@
 
 #include "importance/pairs.h"
 #include "importance/precision_check.h"
+#include "importance/width.h"
 #include "runtime/run_control.h"
 #include "runtime/score_table.h"
 #include "runtime/variant_sweep.h"
@@ -17,15 +18,15 @@ struct ScoreOptions {
     int64_t seq_len = 512;
     int64_t samples = 0;  // windows, in seeded order; 0: all, in corpus order
     uint64_t seed = 0;
-    bool width = false;  // rank FFN neurons and measure ffn_width_curve
-    std::vector<int64_t>
-        widths;  // grid of the curve; empty: eight steps of a sixteenth of the width (rounded to 8)
+    bool width = false;           // rank neurons and heads, and measure ffn_width_curve
+    std::vector<int64_t> widths;  // of the curve; empty: default_width_grid()
+    WidthAggregation width_aggregation;
     std::optional<PairOptions> pairs;
     int64_t iterative = 0;              // steps of iterative removal
     std::vector<int64_t> layer_bytes;   // per layer, at the budget's workload; empty without a budget
+    std::optional<NarrowSweep> narrow;  // where the weights given are narrower than the compute type
     std::filesystem::path state;        // where finished batches are kept, "" for nowhere
     bool resume = false;                // continue from `state`
-    std::optional<NarrowSweep> narrow;  // where the weights given are narrower than the compute type
     RunControl control;
 };
 

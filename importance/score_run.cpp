@@ -3,11 +3,32 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
 #include <numeric>
 
+#include "importance/width.h"
 #include "runtime/batch_size.h"
 
 namespace minipuzzle::importance {
+
+namespace {
+
+// The order that batches visit windows in, whatever is in a batch and was finished before: windows of one
+// length together, the lengths by first appearance.
+std::vector<int64_t> visiting_order(const std::vector<Window>& all, const std::vector<int64_t>& windows) {
+    std::map<int64_t, std::vector<int64_t>> of_length;
+    std::vector<int64_t> lengths, order;
+    for (std::size_t i = 0; i < windows.size(); ++i) {
+        const int64_t length = all.at(windows[i]).length;
+        if (!of_length.count(length)) lengths.push_back(length);
+        of_length[length].push_back(static_cast<int64_t>(i));
+    }
+    for (const int64_t length : lengths)
+        order.insert(order.end(), of_length[length].begin(), of_length[length].end());
+    return order;
+}
+
+}  // namespace
 
 ScoreRun::ScoreRun(Backend& backend, const Architecture& architecture, WeightSource weights,
                    const Corpus& corpus, std::vector<Window> windows, ScoreState& state,
@@ -70,13 +91,14 @@ void ScoreRun::stop_where_asked() const {
 }
 
 SweepResult ScoreRun::sweep(const std::string& stage, const std::vector<StudentPlan>& plans,
-                            const WidthScores* width_scores, const std::vector<int64_t>& windows) {
-    return sweep_keeping(stage, plans, width_scores, windows, nullptr);
+                            const WidthScores* width_scores, const std::vector<int64_t>& windows,
+                            WidthStatistics* statistics) {
+    return sweep_keeping(stage, plans, width_scores, windows, statistics, nullptr);
 }
 
 SweepResult ScoreRun::sweep_losses(const std::string& stage, const std::vector<StudentPlan>& plans,
                                    const std::vector<int64_t>& windows) {
-    return sweep_keeping(stage, plans, nullptr, windows, [](SweepResult result) {
+    return sweep_keeping(stage, plans, nullptr, windows, nullptr, [](SweepResult result) {
         for (SequenceMetrics& variant : result.variants) variant = {.loss = std::move(variant.loss)};
         return result;
     });
@@ -92,15 +114,23 @@ int64_t ScoreRun::most_states() const {
 
 SweepResult ScoreRun::sweep_keeping(const std::string& stage, const std::vector<StudentPlan>& plans,
                                     const WidthScores* width_scores, const std::vector<int64_t>& windows,
-                                    const Keep& keep) {
+                                    WidthStatistics* statistics, const Keep& keep) {
     const int64_t total = static_cast<int64_t>(windows.size());
     const SweepSchedule schedule = make_schedule(architecture_, plans);
     SweepResult result;
     std::vector<Window> left;
     std::vector<int64_t> places;  // of `left` in `windows`
-    for (int64_t i = 0; i < total; ++i) {
+    for (const int64_t i : visiting_order(windows_, windows)) {
         const Window& window = windows_.at(windows[i]);
-        if (const SweepResult* finished = state_.find(stage, windows[i])) {
+        // A kill between the two files leaves figures without statistics: that batch runs again.
+        const bool counted = !statistics || statistics->holds(windows[i]);
+        const SweepResult* finished = state_.find(stage, windows[i]);
+        if (statistics && counted && !finished)
+            fail_input(
+                fmt::format("{}: has not measured window {}, which the width statistics beside it hold: "
+                            "leave out --resume to start anew",
+                            state_.path().string(), windows[i]));
+        if (finished && counted) {
             scatter(*finished, {i}, total, result);
             progress_.skip(work_of(schedule, {window}));
         } else {
@@ -112,6 +142,7 @@ SweepResult ScoreRun::sweep_keeping(const std::string& stage, const std::vector<
     progress_.report();
     progress_.begin_sweep();
     VariantSweep variant_sweep(backend_, architecture_, weights_, plans, width_scores);
+    variant_sweep.observe(statistics);
     for (WindowBatch& batch : batch_windows(corpus_, left, variant_sweep.batch_tokens(left))) {
         stop_where_asked();
         std::vector<int64_t> numbers;
@@ -125,6 +156,7 @@ SweepResult ScoreRun::sweep_keeping(const std::string& stage, const std::vector<
         });
         if (keep) measured = keep(std::move(measured));
         state_.add(stage, numbers, measured);
+        if (statistics) statistics->finish(numbers);
         scatter(measured, batch.windows, total, result);
     }
     return result;

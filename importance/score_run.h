@@ -12,6 +12,8 @@
 
 namespace minipuzzle::importance {
 
+class WidthStatistics;  // importance/width.h
+
 // Everything passed by reference must outlive the run.
 class ScoreRun {
   public:
@@ -33,9 +35,11 @@ class ScoreRun {
 
     // Measures the plans on the given windows (indexes into windows()), results in that order. What a stage
     // finished before an interruption is taken from the state, whatever the batches were then. Throws
-    // Interrupted.
+    // Interrupted. Where `statistics` are given they take in the full model's activations of every window
+    // that they do not hold yet.
     SweepResult sweep(const std::string& stage, const std::vector<StudentPlan>& plans,
-                      const WidthScores* width_scores, const std::vector<int64_t>& windows);
+                      const WidthScores* width_scores, const std::vector<int64_t>& windows,
+                      WidthStatistics* statistics = nullptr);
     // The same of losses alone, which is all that is then kept on disk: for stages of thousands of plans.
     SweepResult sweep_losses(const std::string& stage, const std::vector<StudentPlan>& plans,
                              const std::vector<int64_t>& windows);
@@ -54,7 +58,7 @@ class ScoreRun {
     using Keep = std::function<SweepResult(SweepResult)>;
     SweepResult sweep_keeping(const std::string& stage, const std::vector<StudentPlan>& plans,
                               const WidthScores* width_scores, const std::vector<int64_t>& windows,
-                              const Keep& keep);
+                              WidthStatistics* statistics, const Keep& keep);
     Work work_of(const SweepSchedule& schedule, const std::vector<Window>& windows) const;
     Work work_of_first(const std::vector<StudentPlan>& plans, int64_t windows) const;
     void stop_where_asked() const;

@@ -90,7 +90,8 @@ class Backend {
     virtual void run(const VocabularyLoss&) = 0;
     virtual void run(const CompareLogits&) = 0;
     virtual void run(const FeatureLoss&) = 0;
-    virtual void run(const AbsoluteColumnSums&) = 0;
+    virtual void run(const ActivationSums&) = 0;
+    virtual void run(const AccumulatePowers&) = 0;
     virtual void run(const SquaredNorm&) = 0;
     virtual void run(const RandomNormal&) = 0;
     virtual void run(const GradientNorms&) = 0;

@@ -64,6 +64,10 @@ struct ScoreCommand : Command {
     std::vector<std::string> data;
     WindowOptions windows;
     std::optional<std::vector<int64_t>> width;
+    bool until_certain = false;
+    std::optional<double> tie;  // nats
+    std::optional<Amount> mem_budget;
+    WorkloadOptions workload;
     bool full_hash = false, resume = false;
 
     const char* name() const override { return "score"; }

@@ -4,6 +4,7 @@
 #include <filesystem>
 
 #include "cli/commands.h"
+#include "cli/cut.h"
 #include "cli/inspect.h"
 #include "cli/opened_model.h"
 #include "cli/phases.h"
@@ -68,6 +69,13 @@ OptionTable ScoreCommand::options() {
     windows.add_to(table);
     table.optional_choices("width", width,
                            "rank FFN neurons and measure the model at these FFN widths [8 steps]");
+    table.flag("until-certain", until_certain,
+               "measure a layer only until it is certain on which side of the cut it lies: the layers that "
+               "search drops for --mem-budget");
+    table.number("tie", tie, "differences under so many nats count as ties [0.002]");
+    table.amount("mem-budget", AmountOf::bytes, mem_budget,
+                 "the student's deployment memory at most, for --until-certain");
+    workload.add_to(table);
     table.flag("full-hash", full_hash, "hash the weights' content, not only their headers and sizes");
     table.flag("resume", resume, "go on where an interrupted run stopped");
     return table;
@@ -76,8 +84,10 @@ OptionTable ScoreCommand::options() {
 CommandResult ScoreCommand::run(const Context& context) {
     require_option(*this, "model", !model.empty() || !weights.arch.empty());
     require_option(*this, "data", !data.empty());
+    check_certainty_options(*this);
     const ScoreFiles files(out);
     files.check();
+    const std::optional<importance::UntilCertain> certain = until_certain_options(*this, context);
 
     Phases phases(context.console);
     phases.begin("context");
@@ -91,6 +101,7 @@ CommandResult ScoreCommand::run(const Context& context) {
                                            .seed = context.seed(),
                                            .width = width.has_value(),
                                            .widths = width.value_or(std::vector<int64_t>{}),
+                                           .until_certain = certain,
                                            .state = files.state,
                                            .resume = resume,
                                            .control = context.control};
@@ -115,9 +126,12 @@ CommandResult ScoreCommand::run(const Context& context) {
     write_file_atomically(files.json, text);
     fs::remove(files.state);
 
+    const std::string warning = ranking_warning(scores, outcome.documents);
+    if (!warning.empty()) context.console.note(warning);
     Json json = Json::parse(text);
     return {.json = std::move(json),
-            .text = scores_summary(scores) + sharing_line(outcome) + "\nwrote " + files.json.string() + "\n"};
+            .text = scores_summary(scores) + certainty_summary(scores, outcome.documents) +
+                    sharing_line(outcome) + "\nwrote " + files.json.string() + "\n"};
 }
 
 }  // namespace minipuzzle::cli

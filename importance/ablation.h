@@ -2,8 +2,10 @@
 #pragma once
 
 #include <filesystem>
+#include <optional>
 #include <vector>
 
+#include "importance/until_certain.h"
 #include "runtime/run_control.h"
 #include "runtime/score_table.h"
 #include "runtime/variant_sweep.h"
@@ -17,8 +19,9 @@ struct ScoreOptions {
     bool width = false;  // rank FFN neurons and measure ffn_width_curve
     std::vector<int64_t>
         widths;  // grid of the curve; empty: eight steps of a sixteenth of the width (rounded to 8)
-    std::filesystem::path state;  // where finished batches are kept, "" for nowhere
-    bool resume = false;          // continue from `state`
+    std::optional<UntilCertain> until_certain;  // then `samples` bounds the windows of any layer
+    std::filesystem::path state;                // where finished batches are kept, "" for nowhere
+    bool resume = false;                        // continue from `state`
     RunControl control;
 };
 
@@ -27,10 +30,11 @@ struct ScoreOutcome {
     WidthScores width;  // empty without ScoreOptions::width
     // Of the leave-one-out sweep alone: done, and what layers + 1 separate passes would have taken.
     double multiply_adds = 0, separate_multiply_adds = 0;
+    int64_t documents = 0;  // that the windows came from
 };
 
 // Scores every layer of the model on the corpus. Error bad_input: a NaN loss (names the window), a state that
-// belongs to other inputs.
+// belongs to other inputs, too few documents for until_certain; usage: until_certain with width.
 ScoreOutcome score(Backend& backend, const Architecture& architecture, WeightSource weights,
                    const ModelIdentity& identity, const Corpus& corpus, const ScoreOptions& options);
 

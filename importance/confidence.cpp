@@ -20,9 +20,12 @@ double student_t_density(double t, double degrees) {
 // P(0 < T < t) by Simpson's rule; the density is smooth, so 2000 steps leave about 1e-12.
 double probability_up_to(double t, double degrees) {
     constexpr int kSteps = 2000;
-    const double h = t / kSteps;
-    double sum = student_t_density(0, degrees) + student_t_density(t, degrees);
-    for (int i = 1; i < kSteps; ++i) sum += student_t_density(i * h, degrees) * (i % 2 ? 4 : 2);
+    const double h = t / kSteps, highest = student_t_density(0, degrees);
+    const auto density = [&](double at) {
+        return highest * std::exp(-(degrees + 1) / 2 * std::log1p(at * at / degrees));
+    };
+    double sum = highest + density(t);
+    for (int i = 1; i < kSteps; ++i) sum += density(i * h) * (i % 2 ? 4 : 2);
     return sum * h / 3;
 }
 
@@ -31,13 +34,16 @@ double probability_up_to(double t, double degrees) {
 double student_t_quantile(double q, int64_t degrees) {
     MP_ASSERT(q > 0 && q < 1 && degrees >= 1);
     if (q < 0.5) return -student_t_quantile(1 - q, degrees);
-    double low = 0, high = 1;
-    while (probability_up_to(high, static_cast<double>(degrees)) < q - 0.5) high *= 2;
-    for (int i = 0; i < 60; ++i) {
-        const double middle = (low + high) / 2;
-        (probability_up_to(middle, static_cast<double>(degrees)) < q - 0.5 ? low : high) = middle;
+    // Newton's method: the distribution function is concave above zero, so the steps from the left never
+    // overshoot.
+    const double n = static_cast<double>(degrees);
+    double t = 0;
+    for (int i = 0; i < 200; ++i) {
+        const double step = (q - 0.5 - probability_up_to(t, n)) / student_t_density(t, n);
+        t += step;
+        if (std::abs(step) <= 1e-12 * t) break;
     }
-    return (low + high) / 2;
+    return t;
 }
 
 double DocumentSums::mean() const {

@@ -106,7 +106,7 @@ TEST_CASE("Windows of one document count once: copies of them leave the interval
 TEST_CASE("Intervals clustered by document cover the mean; window by window they would not", "[slow]") {
     // 40 documents of 6 windows, a window = its document's level + its own part, both of variance one
     int covered = 0, naive = 0;
-    constexpr int kRuns = 2000;
+    constexpr int kRuns = 1000;
     for (int run = 0; run < kRuns; ++run) {
         const CounterRandom level(static_cast<uint64_t>(run), "level"),
             own(static_cast<uint64_t>(run), "own");
@@ -122,7 +122,7 @@ TEST_CASE("Intervals clustered by document cover the mean; window by window they
         const auto window_by_window = interval_of(values, tokens);
         naive += (*window_by_window)[0] < 0 && (*window_by_window)[1] > 0;
     }
-    // 95 % within four standard errors of 2000 runs
+    // 95 % within four standard errors of the share
     CHECK(std::abs(covered / double{kRuns} - 0.95) < 4 * std::sqrt(0.95 * 0.05 / kRuns));
     CHECK(naive / double{kRuns} < 0.80);
 }

@@ -274,8 +274,6 @@ std::string scores_summary(const ScoreTable& scores) {
     std::string text = base_line(scores) + calibration_line(scores) + types_text(scores) +
                        wrapped(fmt::format("least: {}", fmt::join(least, ", "))) + width_text(scores);
     std::string parts;
-    if (scores.stability) parts += stability_line(*scores.stability);
-    if (scores.certainty) parts += certainty_line(*scores.certainty);
     if (scores.precision) parts += precision_line(*scores.precision);
     if (scores.iterative) {
         std::vector<int64_t> order;

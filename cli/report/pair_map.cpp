@@ -173,7 +173,7 @@ std::optional<double> colour_end(const PairScores& pairs) {
         if (std::isfinite(pair.interaction)) sizes.push_back(std::fabs(pair.interaction));
     if (sizes.empty()) return std::nullopt;
     std::sort(sizes.begin(), sizes.end());
-    const double wanted = sizes[(sizes.size() - 1) * 98 / 100];
+    const double wanted = sizes[(sizes.size() - 1) * 95 / 100];
     if (wanted <= 0) return sizes.back() > 0 ? sizes.back() : 1e-6;
     const double power = std::pow(10.0, std::floor(std::log10(wanted)));
     for (const double factor : {1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0})

@@ -8,7 +8,7 @@
 
 namespace minipuzzle::report {
 
-// The interaction in nats at which the colours end: the 98th percentile of the magnitudes, rounded up to a
+// The interaction in nats at which the colours end: the 95th percentile of the magnitudes, rounded up to a
 // figure that is easy to read. Null without a pair.
 std::optional<double> colour_end(const PairScores& pairs);
 

@@ -4,6 +4,7 @@
 #include <sstream>
 
 #include "cli/score_analysis.h"
+#include "cli/score_text.h"
 #include "cli/terminal.h"
 #include "tests/catch.h"
 #include "tests/cli/report_support.h"
@@ -195,6 +196,14 @@ TEST_CASE("bars: eighths of a cell, whole marks in ASCII, what goes beyond is ma
     CHECK(bar(0, 8, true).empty());
     CHECK(bar(-1, 8, false).empty());
     CHECK(bar(0.5, 0, false).empty());
+}
+
+TEST_CASE("what score says in the end is short, whatever the scores hold") {
+    const std::string text = scores_summary(test::full_scores_of(test::pattern_of(118), 117, 6));
+    CHECK(lines_of(text).size() < 20);
+    for (const char* part : {"base loss 2.5", "mamba", "iterative removal: 1, 6, 11, 16, 21, 26;",
+                             "pair interactions: 6903 pairs", "precision: fp8"})
+        CHECK(text.find(part) != std::string::npos);
 }
 
 TEST_CASE("analysis: ranking, type summaries, widest ranks") {

@@ -9,31 +9,31 @@ using namespace minipuzzle::testing;
 
 namespace {
 
-// Normal deviates as codes and scales, made on the device, and the numbers they stand for.
+// Normal deviates as codes and scales, made on the device.
 class Operand {
   public:
     Operand(Backend& gpu, std::initializer_list<int64_t> extents, uint64_t key, double deviation)
-        : codes_(gpu, DType::f8_e4m3, extents),
-          scale_(gpu, DType::f32, {codes_.view().rows()}),
-          values(codes_.view().elements()) {
+        : gpu_(gpu), codes_(gpu, DType::f8_e4m3, extents), scale_(gpu, DType::f32, {codes_.view().rows()}) {
         const DeviceTensor drawn(gpu, DType::bf16, extents);
         gpu.run(RandomNormal{.out = drawn, .key = key, .scale = deviation});
         gpu.run(QuantizeRows{drawn, codes(), scale()});
-        std::vector<uint8_t> raw(values.size());
-        gpu.copy(reinterpret_cast<std::byte*>(raw.data()), codes().data, codes().bytes());
-        const auto scales = scale_.download();
-        const auto width = static_cast<size_t>(codes().columns());
-        for (size_t i = 0; i < values.size(); ++i)
-            values[i] = e4m3_to_float(raw[i]) * double{scales[i / width]};
     }
     const Tensor& codes() const { return codes_; }
     const Tensor& scale() const { return scale_; }
+    // The numbers they stand for.
+    std::vector<double> values() const {
+        std::vector<uint8_t> raw(codes().elements());
+        gpu_.copy(reinterpret_cast<std::byte*>(raw.data()), codes().data, codes().bytes());
+        const auto scales = scale_.download();
+        const auto width = static_cast<size_t>(codes().columns());
+        std::vector<double> all(raw.size());
+        for (size_t i = 0; i < all.size(); ++i) all[i] = e4m3_to_float(raw[i]) * double{scales[i / width]};
+        return all;
+    }
 
   private:
+    Backend& gpu_;
     DeviceTensor codes_, scale_;
-
-  public:
-    std::vector<double> values;
 };
 
 // bf16 results: one rounding of at most 2^-9 and the sum's own error. The matrix units of Hopper add the
@@ -66,8 +66,9 @@ TEST_CASE("GPU: products of codes match the CPU", "[gpu][small]") {
                     weight(*gpu, {shape.outputs, shape.inputs}, 2, 1 / std::sqrt(shape.inputs));
                 const auto added = rounded_to_bf16(Random(3).normals(shape.rows * shape.outputs));
                 std::vector<double> expected(added.size());
-                LinearForward reference{.x = tensor(x.values, {1, shape.rows, shape.inputs}),
-                                        .weight = tensor(weight.values, {shape.outputs, shape.inputs}),
+                const auto x_values = x.values(), weight_values = weight.values();
+                LinearForward reference{.x = tensor(x_values, {1, shape.rows, shape.inputs}),
+                                        .weight = tensor(weight_values, {shape.outputs, shape.inputs}),
                                         .out = tensor(expected, {1, shape.rows, shape.outputs})};
                 if (with_residual) reference.residual = tensor(added, {1, shape.rows, shape.outputs});
                 make_cpu_backend(DType::f64, 0)->run(reference);

@@ -13,6 +13,7 @@ namespace minipuzzle {
 struct Cost {
     double bytes = 0;
     double flops = 0;  // those of matrix products, which run on the matrix units where there are any
+    double quantised_flops = 0;  // the same of products of E4M3 codes, which have a rate of their own
 };
 
 namespace costs {
@@ -62,9 +63,12 @@ inline Cost cost(const RmsNormBackward& args) {
 }
 
 inline Cost cost(const LinearForward& args) {
+    const double flops = costs::product_flops(args.x.rows(), args.x.columns(), args.weight.size(0));
+    const bool quantised = args.x.dtype == DType::f8_e4m3;
     return {.bytes = costs::bytes_of_all(args.x, args.weight, args.residual, args.out, args.x_scale,
                                          args.weight_scale),
-            .flops = costs::product_flops(args.x.rows(), args.x.columns(), args.weight.size(0))};
+            .flops = quantised ? 0 : flops,
+            .quantised_flops = quantised ? flops : 0};
 }
 
 // One product for each gradient; what accumulates is read too.

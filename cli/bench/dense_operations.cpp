@@ -109,12 +109,6 @@ Check check_column_sums(Twin& twin, const AbsoluteColumnSums& args) {
                         {sequence, 1}, {columns}, out, Rounding::precise);
 }
 
-struct ProductShape {
-    std::string name;
-    int64_t inputs, outputs;
-    bool residual;
-};
-
 void add_product(Operations& list, const std::string& model, const ProductShape& product, Batch batch) {
     add<LinearForward>(
         list, "linear", fmt::format("{} {} B{} T{}", model, product.name, batch.sequences, batch.length),
@@ -147,7 +141,8 @@ void add_gradients(Operations& list, const std::string& model, const ProductShap
         check_linear_backward);
 }
 
-// in_proj, out_proj, up and down.
+}  // namespace
+
 std::vector<ProductShape> product_shapes(const ModelSizes& model) {
     const MambaShape& mamba = model.mamba;
     return {{"in_proj", model.width, mamba.projection(), false},
@@ -155,8 +150,6 @@ std::vector<ProductShape> product_shapes(const ModelSizes& model) {
             {"up", model.width, model.ffn, false},
             {"down", model.ffn, model.width, true}};
 }
-
-}  // namespace
 
 void add_embedding(Operations& list, const ModelSizes& model, Batch batch) {
     add<EmbeddingForward>(

@@ -194,6 +194,7 @@ class CudaBackend final : public Backend {
 
     void run(const EmbeddingForward& args) override { launch(args); }
     void run(const RmsNormForward& args) override { launch(args); }
+    void run(const QuantizeRows& args) override { launch(args); }
     void run(const SquaredReluForward& args) override { launch(args); }
     void run(const Add& args) override { launch(args); }
     void run(const ConvForward& args) override { launch(args); }

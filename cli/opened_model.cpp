@@ -53,6 +53,11 @@ ModelSource::ModelSource(const std::string& folder, const WeightOptions& options
     }
 }
 
+DataReader ModelSource::reader() const {
+    if (checkpoint) return {checkpoint->folder(), architecture, checkpoint->config()};
+    return {std::filesystem::path(), architecture, Json::object()};
+}
+
 OpenedModel::OpenedModel(Backend& backend, const std::string& folder, const WeightOptions& options,
                          const Context& context)
     : model_(folder, options, context.seed()), weight_memory_(options.weight_memory) {
@@ -113,12 +118,6 @@ ModelIdentity OpenedModel::identity(bool full_hash) const {
             .pattern = model_.architecture.pattern(),
             .arch_hash = arch_hash(model_.architecture),
             .weights_hash = model_.name};
-}
-
-DataReader OpenedModel::reader() const {
-    if (model_.checkpoint)
-        return {model_.checkpoint->folder(), model_.architecture, model_.checkpoint->config()};
-    return {std::filesystem::path(), model_.architecture, Json::object()};
 }
 
 }  // namespace minipuzzle::cli

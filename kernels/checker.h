@@ -82,6 +82,19 @@ class Checker {
         });
         quantised(name, tensor, scale_name, scale);
     }
+    // Float32 or double, where no floating tensor says which.
+    void precise_alone(const char* name, const Tensor& tensor, std::initializer_list<int64_t> extents) {
+        shape(name, tensor, extents);
+        require(tensor.dtype == DType::f32 || tensor.dtype == DType::f64,
+                [&] { return fmt::format("{} is {}, expected F32 or F64", name, describe(tensor)); });
+    }
+    void of_type(const char* name, const Tensor& tensor, DType dtype,
+                 std::initializer_list<int64_t> extents) {
+        shape(name, tensor, extents);
+        require(tensor.dtype == dtype, [&] {
+            return fmt::format("{} is {}, expected {}", name, describe(tensor), info(dtype).name);
+        });
+    }
 
     void indices(const char* name, const Tensor& tensor, std::initializer_list<int64_t> extents) {
         shape(name, tensor, extents);

@@ -214,7 +214,15 @@ inline Cost cost(const VocabularyLoss& args) {
     return all;
 }
 
-inline Cost cost(const AbsoluteColumnSums& args) { return {.bytes = costs::bytes_of_all(args.x, args.out)}; }
+// The units' channels alone are read.
+inline Cost cost(const ActivationSums& args) {
+    return {.bytes = costs::bytes_of_columns(args.x, args.out.columns() * args.channels) +
+                     costs::bytes_of_all(args.out)};
+}
+
+inline Cost cost(const AccumulatePowers& args) {
+    return {.bytes = costs::bytes_of_all(args.x, args.total, args.total)};
+}
 
 inline Cost cost(const SquaredNorm& args) { return {.bytes = costs::bytes_of_all(args.x)}; }
 

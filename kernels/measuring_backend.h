@@ -54,7 +54,8 @@ class MeasuringBackend : public Backend {
     void run(const VocabularyLoss& args) override { validate(args); }
     void run(const CompareLogits& args) override { validate(args); }
     void run(const FeatureLoss& args) override { validate(args); }
-    void run(const AbsoluteColumnSums& args) override { validate(args); }
+    void run(const ActivationSums& args) override { validate(args); }
+    void run(const AccumulatePowers& args) override { validate(args); }
     void run(const SquaredNorm& args) override {
         validate(args);
         if (args.out) *args.out = 0;

@@ -290,10 +290,21 @@ struct FeatureLoss {
 
 // ---- statistics, optimiser
 
-// out[b, f] = sum over t of |x[b, t, f]|.
-struct AbsoluteColumnSums {
-    Tensor x;    // [B, T, F]
-    Tensor out;  // [B, F] precise, overwritten
+// out[b, n] = sum over t of r or, squared, of r^2, where r is the L2 norm of channels [first + n P,
+// first + (n + 1) P) of x[b, t, :]: how active a unit of P channels (a neuron, a head) is in a sequence.
+struct ActivationSums {
+    Tensor x;              // [B, T, C]
+    int64_t first = 0;     // channel that unit 0 begins at
+    int64_t channels = 1;  // P
+    bool squared = false;
+    Tensor out;  // [B, N] precise, overwritten; first + N P is at most C
+};
+// total[n] += sum over b of (scale * x[b, n])^power, in double and in the order of b: a sum over sequences
+// that does not depend on how they were batched.
+struct AccumulatePowers {
+    Tensor x;                     // [B, N] precise, not negative
+    double scale = 1, power = 1;  // power 1/2, 1 or 2
+    Tensor total;                 // [N] f64, accumulates
 };
 
 // out[0] = sum of squares, in double, fixed order; not finite where an element is not.
@@ -359,7 +370,8 @@ void validate(const AttentionBackward&);
 void validate(const VocabularyLoss&);
 void validate(const CompareLogits&);
 void validate(const FeatureLoss&);
-void validate(const AbsoluteColumnSums&);
+void validate(const ActivationSums&);
+void validate(const AccumulatePowers&);
 void validate(const SquaredNorm&);
 void validate(const RandomNormal&);
 void validate(const GradientNorms&);

@@ -54,35 +54,43 @@ void HybridModel::run_layer(const LayerContext& context, int64_t layer, const Te
     const ProfilerRange range(backend_, LayerName(architecture_, layer).text);
     const Layer& sizes = architecture_.layers.at(layer);
     const LayerWeights& weights = use(layer);
+    LayerActivations all = kept;
+    ResidualBranch branch;
     if (auto* mamba = std::get_if<MambaWeights>(&weights)) {
-        const MambaActivations a =
+        const MambaActivations& a = all.mamba =
             mamba_activations(context, std::get<Mamba>(sizes), *mamba, Pass::forward, kept.mamba);
-        add_to_residual(context, {a.gated, mamba->out_proj, a.gated_scale, mamba->out_proj_scale}, out);
+        branch = {a.gated, mamba->out_proj, a.gated_scale, mamba->out_proj_scale};
     } else if (auto* attention = std::get_if<AttentionWeights>(&weights)) {
-        const AttentionActivations a = attention_activations(context, std::get<Attention>(sizes), *attention,
-                                                             Pass::forward, kept.attention);
-        add_to_residual(context,
-                        {a.quantized_out ? a.quantized_out : a.out, attention->o_proj, a.quantized_out_scale,
-                         attention->o_proj_scale},
-                        out);
+        const AttentionActivations& a = all.attention = attention_activations(
+            context, std::get<Attention>(sizes), *attention, Pass::forward, kept.attention);
+        branch = {a.quantized_out ? a.quantized_out : a.out, attention->o_proj, a.quantized_out_scale,
+                  attention->o_proj_scale};
     } else {
         const FfnWeights& ffn = std::get<FfnWeights>(weights);
-        const FfnActivations a = ffn_activations(context, ffn, Pass::forward, kept.ffn);
-        add_to_residual(context, {a.activated, ffn.down_proj, a.activated_scale, ffn.down_proj_scale}, out);
+        const FfnActivations& a = all.ffn = ffn_activations(context, ffn, Pass::forward, kept.ffn);
+        branch = {a.activated, ffn.down_proj, a.activated_scale, ffn.down_proj_scale};
     }
+    add_to_residual(context, branch, out);
+    if (observer_) observe(context, layer, all);
 }
 
-void HybridModel::apply_ffn(const FfnWeights& weights, const Tensor& in, const Tensor& out,
-                            const Tensor& activation_sums) {
+// Observers see activations as they are before they are quantised. The layer is done with `up`, so that the
+// FFN's are computed once more there.
+void HybridModel::observe(const LayerContext& context, int64_t layer, LayerActivations activations) {
+    FfnActivations& ffn = activations.ffn;
+    if (ffn.activated_scale) {
+        backend_.run(SquaredReluForward{.x = ffn.up, .out = ffn.up});
+        ffn.activated = ffn.up;
+    }
+    observer_->observe(context, layer, activations);
+}
+
+void HybridModel::apply_ffn(const FfnWeights& weights, const Tensor& in, const Tensor& out) {
     ArenaScope scope(arena_);
     const LayerContext context{backend_, arena_, architecture_, in, {}};
     const FfnActivations a = ffn_activations(context, weights, Pass::forward);
     add_to_residual(context, {a.activated, weights.down_proj, a.activated_scale, weights.down_proj_scale},
                     out);
-    if (!activation_sums) return;
-    // Sums are of activations as they are before they are quantised; the product is done with `up`.
-    if (a.activated_scale) backend_.run(SquaredReluForward{.x = a.up, .out = a.up});
-    backend_.run(AbsoluteColumnSums{.x = a.activated_scale ? a.up : a.activated, .out = activation_sums});
 }
 
 void HybridModel::final_norm(const Tensor& in, const Tensor& out) {

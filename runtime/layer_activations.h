@@ -52,6 +52,16 @@ struct LayerActivations {
     FfnActivations ffn;
 };
 
+// Sees what a layer computed from a state, before its memory is used again.
+class LayerObserver {
+  public:
+    virtual ~LayerObserver() = default;
+    // After the layer: the context's `in` may be overwritten. May give operations to the context's backend
+    // and take memory from its arena, which the layer releases; in a dry run (arena.h) both are measuring
+    // ones.
+    virtual void observe(const LayerContext& context, int64_t layer, const LayerActivations& activations) = 0;
+};
+
 // How much of a layer's activations the backward computes once more instead of finding them kept. The values
 // are the same bits either way.
 //   none       everything is kept

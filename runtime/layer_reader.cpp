@@ -99,15 +99,22 @@ class MemoryReader final : public LayerReader {
     std::map<int64_t, PinnedBlock> blocks_;
 };
 
+constexpr int64_t kBuffers = 2;
+
+int64_t largest_of(const std::vector<LayerParameters>& layers) {
+    int64_t largest = 0;
+    for (const LayerParameters& layer : layers) largest = std::max(largest, layer.bytes());
+    return largest;
+}
+
 class ReadAhead final : public LayerReader {
   public:
     ReadAhead(Backend& backend, const ParameterSource& source, const std::vector<int64_t>& order,
               const std::vector<LayerParameters>& layers, CopyQueue& copies, std::byte* scratch)
         : source_(source), order_(order), layers_(layers), copies_(copies) {
-        int64_t largest = 0;
+        const int64_t largest = largest_of(layers);
         ParameterFiller filler(backend, source);
         for (const LayerParameters& layer : layers) {
-            largest = std::max(largest, layer.bytes());
             layer.place(scratch);
             layer.fill(filler);
         }
@@ -140,8 +147,6 @@ class ReadAhead final : public LayerReader {
     }
 
   private:
-    static constexpr int64_t kBuffers = 2;
-
     void read_all() {
         try {
             for (int64_t next = 0;; ++next) {
@@ -197,5 +202,7 @@ std::unique_ptr<LayerReader> read_ahead(Backend& backend, const ParameterSource&
                                         std::byte* scratch) {
     return std::make_unique<ReadAhead>(backend, source, order, layers, copies, scratch);
 }
+
+int64_t read_ahead_bytes(const std::vector<LayerParameters>& layers) { return kBuffers * largest_of(layers); }
 
 }  // namespace minipuzzle

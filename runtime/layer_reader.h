@@ -56,5 +56,7 @@ std::unique_ptr<LayerReader> read_ahead(Backend& backend, const ParameterSource&
                                         const std::vector<int64_t>& order,
                                         const std::vector<LayerParameters>& layers, CopyQueue& copies,
                                         std::byte* scratch);
+// The pinned memory that it takes.
+int64_t read_ahead_bytes(const std::vector<LayerParameters>& layers);
 
 }  // namespace minipuzzle

@@ -84,6 +84,11 @@ struct StreamedWeights::State : StreamLayout {
 
     int64_t layer_of(int64_t transfer) const { return order[transfer % std::ssize(order)]; }
     std::byte* slot_of(int64_t transfer) const { return slots + transfer % kSlots * slot_bytes; }
+    std::vector<LayerParameters> streamed() const {
+        std::vector<LayerParameters> streamed;
+        for (int64_t layer : order) streamed.push_back(travelling(layer));
+        return streamed;
+    }
     bool streams(int64_t layer) const { return std::binary_search(order.begin(), order.end(), layer); }
     const LayerParameters& travelling(int64_t layer) const {
         return (arriving ? *arriving : model).layers[layer];
@@ -91,6 +96,8 @@ struct StreamedWeights::State : StreamLayout {
 
     int64_t least_bytes() const { return model.outside.bytes() + kSlots * slot_bytes + quantized_bytes; }
     void choose(int64_t device_bytes);
+    int64_t streamed_bytes() const;
+    int64_t device_bytes() const;
     void place_resident(const ParameterSource& source);
     void start_up_to(int64_t transfer);
 };
@@ -116,13 +123,23 @@ void StreamedWeights::State::choose(int64_t device_bytes) {
         else
             earned -= bytes;
     }
+    resident_bytes = model.outside.bytes();
+    for (std::size_t l = 0; l < layers.size(); ++l)
+        if (!streams(static_cast<int64_t>(l))) resident_bytes += layers[l].bytes();
+}
+
+int64_t StreamedWeights::State::streamed_bytes() const {
+    int64_t bytes = 0;
+    for (int64_t layer : order) bytes += travelling(layer).bytes();
+    return bytes;
+}
+
+int64_t StreamedWeights::State::device_bytes() const {
+    return resident_bytes + (order.empty() ? 0 : kSlots * slot_bytes + quantized_bytes);
 }
 
 void StreamedWeights::State::place_resident(const ParameterSource& source) {
     const std::vector<LayerParameters>& layers = model.layers;
-    resident_bytes = model.outside.bytes();
-    for (std::size_t l = 0; l < layers.size(); ++l)
-        if (!streams(static_cast<int64_t>(l))) resident_bytes += layers[l].bytes();
     resident = backend.allocate(resident_bytes);
     std::byte* next = resident;
     ParameterFiller filler(backend, source);
@@ -160,8 +177,7 @@ StreamedWeights::StreamedWeights(Backend& backend, const Architecture& architect
     state.slots = backend.allocate(kSlots * state.slot_bytes);
     if (state.quantized_bytes > 0) state.quantized = backend.allocate(state.quantized_bytes);
     state.copies = backend.make_copy_queue();
-    std::vector<LayerParameters> streamed;
-    for (int64_t layer : state.order) streamed.push_back(state.travelling(layer));
+    const std::vector<LayerParameters> streamed = state.streamed();
     state.reader = from == StreamFrom::pinned_memory
                        ? read_from_memory(backend, source, state.order, streamed, state.slots)
                        : read_ahead(backend, source, state.order, streamed, *state.copies, state.slots);
@@ -175,15 +191,20 @@ int64_t StreamedWeights::least_bytes(const Backend& backend, const Architecture&
 
 const Weights& StreamedWeights::weights() const { return state_->model.weights; }
 void StreamedWeights::set_overlap(bool overlap) { state_->overlap = overlap; }
-int64_t StreamedWeights::device_bytes() const {
-    return state_->resident_bytes +
-           (state_->slots ? kSlots * state_->slot_bytes + state_->quantized_bytes : 0);
-}
+int64_t StreamedWeights::device_bytes() const { return state_->device_bytes(); }
 int64_t StreamedWeights::streamed_layers() const { return std::ssize(state_->order); }
-int64_t StreamedWeights::streamed_bytes() const {
-    int64_t bytes = 0;
-    for (int64_t layer : state_->order) bytes += state_->travelling(layer).bytes();
-    return bytes;
+int64_t StreamedWeights::streamed_bytes() const { return state_->streamed_bytes(); }
+
+StreamPlan StreamedWeights::plan(const Backend& backend, const Architecture& architecture, StreamFrom from,
+                                 int64_t device_bytes, Precision precision) {
+    const auto measuring = backend.measuring();
+    State state(*measuring, architecture, from, precision);
+    state.choose(device_bytes);
+    const int64_t streamed = state.streamed_bytes();
+    return {.device_bytes = state.device_bytes(),
+            .pinned_bytes = from == StreamFrom::pinned_memory ? streamed : read_ahead_bytes(state.streamed()),
+            .streamed_layers = std::ssize(state.order),
+            .streamed_bytes = streamed};
 }
 
 void StreamedWeights::use(int64_t layer) {

@@ -14,6 +14,12 @@ namespace minipuzzle {
 // arrived.
 enum class StreamFrom { pinned_memory, source };
 
+// What a budget gives, before anything is loaded.
+struct StreamPlan {
+    int64_t device_bytes = 0, pinned_bytes = 0;
+    int64_t streamed_layers = 0, streamed_bytes = 0;  // the latter per pass over the model
+};
+
 class StreamedWeights {
   public:
     // `device_bytes` holds embeddings, final norm and head, the two slots (and room to quantise one layer
@@ -26,6 +32,9 @@ class StreamedWeights {
     static int64_t least_bytes(const Backend& backend, const Architecture& architecture, StreamFrom from,
                                Precision precision);
     ~StreamedWeights();
+    // What the constructor would take; the same errors.
+    static StreamPlan plan(const Backend& backend, const Architecture& architecture, StreamFrom from,
+                           int64_t device_bytes, Precision precision);
     StreamedWeights(const StreamedWeights&) = delete;
     StreamedWeights& operator=(const StreamedWeights&) = delete;
 

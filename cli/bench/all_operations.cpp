@@ -66,7 +66,8 @@ Operations gpu_operations() {
         add_squared_relu(list, model, four);
     }
     add_add(list, small, four);
-    add_column_sums(list, small, four);
+    add_activation_sums(list, small, four);
+    add_accumulate_powers(list, small, four);
     add_compare_logits(list, small, one.rows(), 0);
     add_compare_logits(list, small, one.rows(), 1);
     add_embedding_backward(list, small, four);
@@ -100,7 +101,8 @@ Operations cpu_operations() {
     add_gated_norm_backward(list, model, batch);
     add_squared_relu(list, model, batch);
     add_add(list, model, batch);
-    add_column_sums(list, model, batch);
+    add_activation_sums(list, model, batch);
+    add_accumulate_powers(list, model, batch);
     add_compare_logits(list, model, batch.rows(), 0);
     add_compare_logits(list, model, batch.rows(), 1);
     add_embedding_backward(list, model, batch);

@@ -51,7 +51,9 @@ void add_quantised_products(Operations& list, const ModelSizes& model, Batch bat
 void add_quantised_rows(Operations& list, const ModelSizes& model, Batch batch);
 void add_squared_relu(Operations& list, const ModelSizes& model, Batch batch);
 void add_add(Operations& list, const ModelSizes& model, Batch batch);
-void add_column_sums(Operations& list, const ModelSizes& model, Batch batch);
+// Of FFN neurons, of the channels of Mamba heads and of KV heads.
+void add_activation_sums(Operations& list, const ModelSizes& model, Batch batch);
+void add_accumulate_powers(Operations& list, const ModelSizes& model, Batch batch);
 void add_conv(Operations& list, const ModelSizes& model, Batch batch);
 void add_ssd(Operations& list, const ModelSizes& model, Batch batch);
 void add_ssd_backward(Operations& list, const ModelSizes& model, Batch batch);

@@ -1,6 +1,3 @@
-#include <array>
-#include <cmath>
-
 #include "kernels/cpu/blocks.h"
 #include "kernels/cpu/quantise.h"
 
@@ -53,30 +50,10 @@ void CpuBackend<T>::run(const Add& args) {
     });
 }
 
-template <class T>
-void CpuBackend<T>::run(const AbsoluteColumnSums& args) {
-    validate(args);
-    const int64_t length = args.x.size(1), width = args.x.columns();
-    constexpr int64_t kColumns = 128;
-    const Blocks column_blocks{width, kColumns};
-    pool_.parallel_for(args.x.size(0) * column_blocks.count(), [&](int64_t task, int) {
-        const int64_t sequence = task / column_blocks.count();
-        const Block columns = column_blocks[task % column_blocks.count()];
-        const T* x = args.x.as<T>() + sequence * length * width + columns.begin;
-        std::array<double, kColumns> sums{};
-        for (int64_t t = 0; t < length; ++t) {
-            for (int64_t i = 0; i < columns.count; ++i) sums[i] += std::abs(x[t * width + i]);
-        }
-        T* out = args.out.as<T>() + sequence * width + columns.begin;
-        for (int64_t i = 0; i < columns.count; ++i) out[i] = static_cast<T>(sums[i]);
-    });
-}
-
 #define MINIPUZZLE_INSTANTIATE(T)                                      \
     template void CpuBackend<T>::run(const SquaredReluForward& args);  \
     template void CpuBackend<T>::run(const SquaredReluBackward& args); \
-    template void CpuBackend<T>::run(const Add& args);                 \
-    template void CpuBackend<T>::run(const AbsoluteColumnSums& args);
+    template void CpuBackend<T>::run(const Add& args);
 MINIPUZZLE_INSTANTIATE(float)
 MINIPUZZLE_INSTANTIATE(double)
 

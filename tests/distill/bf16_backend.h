@@ -99,9 +99,10 @@ class Bf16Backend final : public Backend {
     void run(const FeatureLoss& a) override {
         widened(a, [](auto& w) { return list(w.student, w.teacher, w.d_student); });
     }
-    void run(const AbsoluteColumnSums& a) override {
+    void run(const ActivationSums& a) override {
         widened(a, [](auto& w) { return list(w.x); });
     }
+    void run(const AccumulatePowers& a) override { cpu_->run(a); }
     void run(const SquaredNorm& a) override {
         widened(a, [](auto& w) { return list(w.x); });
     }

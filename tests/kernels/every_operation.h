@@ -13,8 +13,8 @@
     X(EmbeddingForward) X(EmbeddingBackward) X(RmsNormForward) X(RmsNormBackward) X(QuantizeRows) X(LinearForward) \
     X(LinearBackward) X(SquaredReluForward) X(SquaredReluBackward) X(Add) X(ConvForward) X(ConvBackward) \
     X(SsdForward) X(SsdBackward) X(GatedNormForward) X(GatedNormBackward) X(AttentionForward) \
-    X(AttentionBackward) X(VocabularyLoss) X(CompareLogits) X(FeatureLoss) X(AbsoluteColumnSums) \
-    X(SquaredNorm) X(RandomNormal) X(GradientNorms) X(AdamW)
+    X(AttentionBackward) X(VocabularyLoss) X(CompareLogits) X(FeatureLoss) X(ActivationSums) \
+    X(AccumulatePowers) X(SquaredNorm) X(RandomNormal) X(GradientNorms) X(AdamW)
 // clang-format on
 
 namespace minipuzzle::testing {
@@ -143,7 +143,6 @@ class EveryOperation {
         const Tensor sum = output("add", {time_, kWidth});
         backend_.run(Add{x, normed, sum});
         backend_.run(LinearForward{squared, down, sum, sum});
-        backend_.run(AbsoluteColumnSums{squared, output("column sums", {kFfn})});
         const Codes codes = quantised_output("quantised", time_, kWidth), many = codes_of(kFfn, kWidth);
         backend_.run(QuantizeRows{x, codes.values, codes.scale});
         backend_.run(QuantizeRows{up, many.values, many.scale});
@@ -152,6 +151,17 @@ class EveryOperation {
                                    .out = output("quantised linear", {time_, kFfn}),
                                    .x_scale = codes.scale,
                                    .weight_scale = many.scale});
+        const Tensor sums = output("activation sums", {kFfn});
+        backend_.run(ActivationSums{.x = squared, .out = sums});
+        backend_.run(ActivationSums{.x = squared,
+                                    .first = 3,
+                                    .channels = 17,
+                                    .squared = true,
+                                    .out = output("squared activation sums", {31})});
+        auto& total = doubles_.emplace_back(kFfn);
+        backend_.run(AccumulatePowers{
+            .x = sums, .scale = 0.1, .power = 2, .total = Tensor(total.data(), DType::f64, {kFfn})});
+        parameters["powers"] = convert<float>(total);
 
         const Tensor d_squared = output("d squared", {time_, kFfn}),
                      d_normed = output("d normed", {time_, kWidth});

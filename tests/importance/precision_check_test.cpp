@@ -95,7 +95,8 @@ TEST_CASE("neurons are ranked in fp8 by activations as they are before they are 
             difference += (got[i] - scores[i]) * (got[i] - scores[i]);
             all += scores[i] * scores[i];
         }
-        // The noise of a pre-activation, 0.037 of it, doubled by the square; the stream brings some of its own.
+        // The noise of a pre-activation, 0.037 of it, doubled by the square; the stream brings some of its
+        // own.
         CHECK(std::sqrt(difference / all) < 0.1);
     }
     REQUIRE(narrow.table.ffn_width_curve.size() == 2);

@@ -120,6 +120,15 @@ void OptionTable::count(const std::string& name, std::optional<uint64_t>& field,
          .value = [&field] { return field ? Json(*field) : Json(); }});
 }
 
+void OptionTable::count(const std::string& name, std::optional<int64_t>& field, const std::string& help) {
+    add({.name = name,
+         .short_names = "",
+         .metavar = "N",
+         .help = help,
+         .set = [&field](const Words& words) { field = parse_count(only(words)); },
+         .value = [&field] { return field ? Json(*field) : Json(); }});
+}
+
 void OptionTable::bytes(const std::string& name, int64_t& field, const std::string& help) {
     add({.name = name,
          .short_names = "",
@@ -141,6 +150,21 @@ void OptionTable::number(const std::string& name, double& field, const std::stri
                  field = value;
              },
          .value = [&field] { return Json(field); }});
+}
+
+void OptionTable::number(const std::string& name, std::optional<double>& field, const std::string& help,
+                         double least) {
+    add({.name = name,
+         .short_names = "",
+         .metavar = "X",
+         .help = help,
+         .set =
+             [&field, least](const Words& words) {
+                 const double value = parse_number(only(words));
+                 if (value < least) fail_usage(fmt::format("{} is below {}", value, least));
+                 field = value;
+             },
+         .value = [&field] { return field ? Json(*field) : Json(); }});
 }
 
 void OptionTable::amount(const std::string& name, AmountOf unit, std::optional<Amount>& field,
@@ -177,6 +201,29 @@ void OptionTable::optional_choices(const std::string& name, std::optional<std::v
                      field.reset();
                  else
                      field = parse_choices(words[0]);
+             },
+         .value =
+             [&field] {
+                 if (!field) return Json(false);
+                 return field->empty() ? Json(true) : Json(*field);
+             }});
+}
+
+void OptionTable::optional_text(const std::string& name, const std::string& metavar,
+                                std::optional<std::string>& field, const std::string& help) {
+    add({.name = name,
+         .short_names = "",
+         .metavar = metavar,
+         .help = help,
+         .arity = Arity::optional_one,
+         .set =
+             [&field](const Words& words) {
+                 if (words.empty())
+                     field.emplace();
+                 else if (only(words) == "false")
+                     field.reset();
+                 else
+                     field = words[0];
              },
          .value =
              [&field] {

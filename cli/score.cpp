@@ -6,9 +6,12 @@
 #include <numeric>
 
 #include "cli/commands.h"
+#include "cli/conditional.h"
+#include "cli/cut.h"
 #include "cli/inspect.h"
 #include "cli/opened_model.h"
 #include "cli/phases.h"
+#include "cli/score_dry_run.h"
 #include "importance/ablation.h"
 #include "importance/score_state.h"
 #include "kernels/check.h"
@@ -53,10 +56,26 @@ auto without_leftover(const fs::path& state, Work work) {
     }
 }
 
-std::string sharing_line(const importance::ScoreOutcome& outcome) {
-    return fmt::format("{:.4g} multiply-adds, {:.3f} of the {:.4g} that separate passes take",
-                       outcome.multiply_adds, outcome.multiply_adds / outcome.separate_multiply_adds,
-                       outcome.separate_multiply_adds);
+std::string summary(const importance::ScoreOutcome& outcome) {
+    const ScoreTable& scores = outcome.table;
+    std::string text = scores_summary(scores);
+    if (scores.iterative) text += "\n" + removal_summary(scores);
+    if (scores.pairs) text += "\n" + pairs_summary(scores);
+    text += "\n" + sharing_line("layers", {outcome.multiply_adds, outcome.separate_multiply_adds});
+    if (scores.pairs) text += sharing_line("pairs", outcome.pairs);
+    if (scores.iterative) text += sharing_line("iterative", outcome.iterative);
+    return text;
+}
+
+// Per-layer bytes of the budget's workload, said aloud; empty without a budget.
+std::vector<int64_t> weighed_layers(const ScoreCommand& command, const OpenedModel& model,
+                                    const Context& context) {
+    if (!command.mem_budget || command.conditional.iterative == 0) return {};
+    const nas::Workload workload = workload_of(command.workload, model.checkpoint());
+    const int64_t total = nas::memory_of(model.architecture(), workload).total();
+    context.console.note(describe_budget("budget", *command.mem_budget, AmountOf::bytes, total));
+    context.console.note("workload: " + describe(workload));
+    return layer_bytes(model.architecture(), workload);
 }
 
 // What the better half of a layer's units holds of their score: mean and range over the layers of a type.
@@ -106,36 +125,64 @@ OptionTable ScoreCommand::options() {
                            "widths [8 steps]");
     table.word("width-aggregation", {"mean,l2", "mean,mean", "l2,l2", "l2,mean"}, width_aggregation,
                "how that ranking's activations are summed over a sequence, and over sequences");
+    conditional.add_to(table);
+    table.flag("until-certain", until_certain,
+               "measure a layer only until it is certain on which side of the cut it lies: the layers that "
+               "search drops for --mem-budget");
+    table.number("tie", tie, "differences under so many nats count as ties [0.002]");
+    table.amount(
+        "mem-budget", AmountOf::bytes, mem_budget,
+        "the student's deployment memory at most: gives --until-certain its cut, and --iterative the "
+        "bytes that it weighs layers by");
+    workload.add_to(table);
     table.flag("full-hash", full_hash, "hash the weights' content, not only their headers and sizes");
     table.flag("resume", resume, "go on where an interrupted run stopped");
+    table.flag("dry-run", dry_run, "say what would be done and what memory it takes");
     return table;
 }
 
 CommandResult ScoreCommand::run(const Context& context) {
     require_option(*this, "model", !model.empty() || !weights.arch.empty());
     require_option(*this, "data", !data.empty());
+    const std::optional<importance::PairOptions> pairs = pair_options(conditional);
     const auto aggregation = importance::parse_width_aggregation(width_aggregation);
     if (!width && width_aggregation != importance::name(importance::WidthAggregation()))
         fail_usage("--width-aggregation: expected with --width only, which asks for the ranking");
+    check_certainty_options(*this);
     const ScoreFiles files(out);
     files.check();
+    const std::optional<importance::UntilCertain> certain = until_certain_options(*this, context);
 
     Phases phases(context.console);
     phases.begin("context");
     const auto backend = open_backend(context);
+    if (dry_run)
+        return score_dry_run(context, *backend, *this,
+                             {.seq_len = windows.seq_len,
+                              .samples = windows.samples,
+                              .seed = context.seed(),
+                              .width = width.has_value(),
+                              .widths = width.value_or(std::vector<int64_t>{})});
     phases.begin("load");
-    const OpenedModel loaded(*backend, model, weights, context);
+    OpenedModel loaded(*backend, model, weights, context);
     const Corpus corpus = loaded.reader().for_measuring(data);
     const ModelIdentity identity = loaded.identity(full_hash);
-    const importance::ScoreOptions options{.seq_len = windows.seq_len,
-                                           .samples = windows.samples,
-                                           .seed = context.seed(),
-                                           .width = width.has_value(),
-                                           .widths = width.value_or(std::vector<int64_t>{}),
-                                           .width_aggregation = aggregation,
-                                           .state = files.state,
-                                           .resume = resume,
-                                           .control = context.control};
+    importance::ScoreOptions options{.seq_len = windows.seq_len,
+                                     .samples = windows.samples,
+                                     .seed = context.seed(),
+                                     .width = width.has_value(),
+                                     .widths = width.value_or(std::vector<int64_t>{}),
+                                     .width_aggregation = aggregation,
+                                     .pairs = pairs,
+                                     .iterative = conditional.iterative,
+                                     .layer_bytes = weighed_layers(*this, loaded, context),
+                                     .until_certain = certain,
+                                     .state = files.state,
+                                     .resume = resume,
+                                     .control = context.control};
+    if (weights.number_format() == Precision::fp8)
+        options.narrow = importance::NarrowSweep{
+            .precision = Precision::fp8, .unquantized = [&] { return loaded.reload_unquantized(*backend); }};
     phases.begin("compute");
     importance::ScoreOutcome outcome = without_leftover(files.state, [&] {
         return importance::score(*backend, loaded.architecture(), loaded.weights(), identity, corpus,
@@ -157,10 +204,12 @@ CommandResult ScoreCommand::run(const Context& context) {
     write_file_atomically(files.json, text);
     importance::ScoreState::remove(files.state);
 
+    const std::string warning = ranking_warning(scores, outcome.documents);
+    if (!warning.empty()) context.console.note(warning);
     Json json = Json::parse(text);
     return {.json = std::move(json),
-            .text = scores_summary(scores) + (width ? width_line(outcome.width) : "") +
-                    sharing_line(outcome) + "\nwrote " + files.json.string() + "\n"};
+            .text = summary(outcome) + (width ? width_line(outcome.width) : "") +
+                    certainty_summary(scores, outcome.documents) + "wrote " + files.json.string() + "\n"};
 }
 
 }  // namespace minipuzzle::cli

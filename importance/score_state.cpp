@@ -25,15 +25,18 @@ constexpr std::pair<const char*, std::vector<double> SequenceMetrics::*> kMember
     {"logit_nmse", &SequenceMetrics::logit_nmse},
     {"cosine", &SequenceMetrics::cosine}};
 
+// Metrics that a stage does not keep are left out.
 Json to_json(const SequenceMetrics& metrics) {
     Json json = Json::object();
-    for (const auto& [name, member] : kMembers) json[name] = metrics.*member;
+    for (const auto& [name, member] : kMembers)
+        if (!(metrics.*member).empty()) json[name] = metrics.*member;
     return json;
 }
 
 SequenceMetrics metrics_from(const Json& json) {
     SequenceMetrics metrics;
-    for (const auto& [name, member] : kMembers) metrics.*member = json.at(name).get<std::vector<double>>();
+    for (const auto& [name, member] : kMembers)
+        if (json.contains(name)) metrics.*member = json[name].get<std::vector<double>>();
     return metrics;
 }
 

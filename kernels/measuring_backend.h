@@ -37,6 +37,7 @@ class MeasuringBackend : public Backend {
     void run(const EmbeddingBackward& args) override { validate(args); }
     void run(const RmsNormForward& args) override { validate(args); }
     void run(const RmsNormBackward& args) override { validate(args); }
+    void run(const QuantizeRows& args) override { validate(args); }
     void run(const LinearForward& args) override { validate(args); }
     void run(const LinearBackward& args) override { validate(args); }
     void run(const SquaredReluForward& args) override { validate(args); }

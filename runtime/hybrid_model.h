@@ -49,6 +49,7 @@ class HybridModel {
   private:
     void run_layer(const LayerContext& context, int64_t layer, const Tensor& out,
                    const LayerActivations& kept);
+    void observe(const LayerContext& context, int64_t layer, LayerActivations activations);
 
     Backend& backend_;
     DeviceArena& arena_;

@@ -42,7 +42,11 @@ Operations gpu_operations() {
     constexpr Batch one{1, 8192}, four{4, 8192}, long_one{1, 65536};
     Operations list;
     add_embedding(list, small, four);
-    for (const ModelSizes& model : {small, large}) add_products(list, model, one);
+    for (const ModelSizes& model : {small, large}) {
+        add_products(list, model, one);
+        add_quantised_products(list, model, one);
+        add_quantised_rows(list, model, four);
+    }
     add_ssd(list, small, one);
     add_ssd(list, large, one);
     add_ssd(list, small, four);
@@ -84,6 +88,8 @@ Operations cpu_operations() {
     Operations list;
     add_embedding(list, model, batch);
     add_products(list, model, batch);
+    add_quantised_products(list, model, batch);
+    add_quantised_rows(list, model, batch);
     add_ssd(list, model, batch);
     add_ssd_backward(list, model, batch);
     add_attention(list, model, batch);

@@ -126,12 +126,6 @@ Check check_accumulate_powers(Twin& twin, const AccumulatePowers& args) {
     return twin.compare("all", args.total, {0, 1}, {all}, own.total, Rounding::precise);
 }
 
-struct ProductShape {
-    std::string name;
-    int64_t inputs, outputs;
-    bool residual;
-};
-
 void add_product(Operations& list, const std::string& model, const ProductShape& product, Batch batch) {
     add<LinearForward>(
         list, "linear", fmt::format("{} {} B{} T{}", model, product.name, batch.sequences, batch.length),
@@ -164,7 +158,8 @@ void add_gradients(Operations& list, const std::string& model, const ProductShap
         check_linear_backward);
 }
 
-// in_proj, out_proj, up and down.
+}  // namespace
+
 std::vector<ProductShape> product_shapes(const ModelSizes& model) {
     const MambaShape& mamba = model.mamba;
     return {{"in_proj", model.width, mamba.projection(), false},
@@ -172,8 +167,6 @@ std::vector<ProductShape> product_shapes(const ModelSizes& model) {
             {"up", model.width, model.ffn, false},
             {"down", model.ffn, model.width, true}};
 }
-
-}  // namespace
 
 void add_embedding(Operations& list, const ModelSizes& model, Batch batch) {
     add<EmbeddingForward>(

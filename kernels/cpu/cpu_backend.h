@@ -49,6 +49,7 @@ class CpuBackend final : public Backend {
     void run(const EmbeddingBackward&) override;
     void run(const RmsNormForward&) override;
     void run(const RmsNormBackward&) override;
+    void run(const QuantizeRows&) override;
     void run(const LinearForward&) override;
     void run(const LinearBackward&) override;
     void run(const SquaredReluForward&) override;

@@ -1,4 +1,5 @@
 #include "kernels/cpu/blocks.h"
+#include "kernels/cpu/quantise.h"
 
 namespace minipuzzle::cpu {
 inline namespace MINIPUZZLE_ISA {
@@ -7,12 +8,22 @@ template <class T>
 void CpuBackend<T>::run(const SquaredReluForward& args) {
     validate(args);
     const T* x = args.x.as<T>();
+    const auto squared = [](T value) {
+        const T positive = value < 0 ? 0 : value;  // keeps NaN
+        return positive * positive;
+    };
+    if (is_quantised(args.out)) {
+        const int64_t width = args.x.columns();
+        pool_.parallel_for(args.x.rows(), [&](int64_t r, int worker) {
+            T* values = reinterpret_cast<T*>(pool_.scratch(worker, width * sizeof(T)));
+            for (int64_t i = 0; i < width; ++i) values[i] = squared(x[r * width + i]);
+            args.out_scale.as<T>()[r] = quantise_row(values, width, codes_of(args.out) + r * width);
+        });
+        return;
+    }
     T* out = args.out.as<T>();
     for_blocks(pool_, args.x.elements(), kElementBlock, [=](Block block) {
-        for (int64_t i = block.begin; i < block.end(); ++i) {
-            const T positive = x[i] < 0 ? 0 : x[i];  // keeps NaN
-            out[i] = positive * positive;
-        }
+        for (int64_t i = block.begin; i < block.end(); ++i) out[i] = squared(x[i]);
     });
 }
 

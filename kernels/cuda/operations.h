@@ -14,6 +14,7 @@ class Attention;  // attention.h
 
 void run(const Context&, const EmbeddingForward&);
 void run(const Context&, const RmsNormForward&);
+void run(const Context&, const QuantizeRows&);
 void run(const Context&, const SquaredReluForward&);
 void run(const Context&, const Add&);
 void run(const Context&, const ConvForward&);

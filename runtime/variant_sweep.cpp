@@ -346,7 +346,9 @@ void VariantSweep::State::compare(HybridModel& model, Backend& on, DeviceArena& 
         if (states.host_states() > 0) {
             states.operations_wait(loaded[i % 2]);
             load(i + 1);
-            const Tensor gathered = buffers[i % 2].slice(0, states.host_states() * count);
+            const Tensor gathered = buffers[i % 2]
+                                        .slice(0, states.host_states() * count)
+                                        .view({states.host_states(), count, width});
             model.final_norm(gathered, gathered);
         }
         for (int64_t slot = 0; slot < schedule.slots; ++slot) {

@@ -44,6 +44,8 @@ void check_distill(const BenchCommand& command) {
         fail_usage(
             "bench --distill times training steps: no --sweep or --samples, and --seq-len instead of "
             "--prefill");
+    if (!command.distill.empty() && command.weights.number_format() != Precision::bf16)
+        fail_usage("bench --distill trains in bf16: no --precision fp8");
 }
 
 }  // namespace
@@ -57,10 +59,11 @@ CommandResult BenchCommand::run(const Context& context) {
     check_distill(*this);
     if (what.empty() && !distill.empty()) return bench_distill(context, *this);
     if (what.empty()) return bench_model(context, *this);
-    if (a_model || !distill.empty() || weights.random_weights || weights.weight_memory > 0 || sweep)
+    if (a_model || !distill.empty() || weights.random_weights || weights.weight_memory > 0 || sweep ||
+        weights.number_format() != Precision::bf16)
         fail_usage(
             "bench ops has shapes of its own: no --model, --arch, --random-weights, --weight-memory, "
-            "--sweep, --distill");
+            "--precision, --sweep, --distill");
     return bench_ops(context, match);
 }
 

@@ -194,6 +194,7 @@ CommandResult bench_model(const Context& context, const BenchCommand& command) {
     json["batch"] = command.batch;
     json["samples"] = sequences(command);
     json["sweep"] = command.sweep;
+    json["precision"] = name(command.weights.number_format());
     json["rows"] = Json::array();
     Table table({"weights", "ms", "tokens/s", "TFLOP/s", "speed", "on device", "streamed a pass",
                  "activations", "peak", "load s"});
@@ -205,10 +206,10 @@ CommandResult bench_model(const Context& context, const BenchCommand& command) {
                    format_bytes(row.arena_bytes), format_bytes(row.peak_bytes),
                    fmt::format("{:.1f}", row.load_seconds)});
     }
-    std::string text =
-        fmt::format("{} of {} x {} tokens, {} at once, on {}, loss {:.6f}\n{}",
-                    command.sweep ? "leave-one-out sweep" : "forward and loss", sequences(command),
-                    command.prefill, command.batch, backend->name(), rows.front().loss, table.text());
+    std::string text = fmt::format("{} in {} of {} x {} tokens, {} at once, on {}, loss {:.6f}\n{}",
+                                   command.sweep ? "leave-one-out sweep" : "forward and loss",
+                                   command.weights.precision, sequences(command), command.prefill,
+                                   command.batch, backend->name(), rows.front().loss, table.text());
     if (command.sweep)
         text += fmt::format("{} live states, {} of them in host memory; {} x {} tokens would take {}\n",
                             rows.back().states, rows.back().host_states, kExtrapolated, command.prefill,

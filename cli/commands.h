@@ -26,8 +26,10 @@ struct WeightOptions {
     std::string arch;
     bool random_weights = false;
     int64_t weight_memory = 0;  // bytes; 0: all weights on the device
+    std::string precision = "bf16";
 
     void add_to(OptionTable& table);
+    Precision number_format() const;
 };
 
 // The one option of these that goes with any model.
@@ -44,9 +46,18 @@ struct TrainingOptions {
     bool bf16_moments() const { return moments == "bf16"; }
 };
 
+// What score measures of layers given others: pairs, and layers taken away one after the other.
+struct ConditionalOptions {
+    std::optional<std::string> pairs;  // "", a number or "all"
+    std::optional<int64_t> candidates;
+    int64_t samples = 0, iterative = 0;
+
+    void add_to(OptionTable& table);
+};
+
 struct InspectCommand : Command {
     std::vector<std::string> targets;
-    std::string arch, scores, plans, model;
+    std::string arch, scores, plans, model, sort = "depth", type;
     WorkloadOptions workload;
     bool full_hash = false;
 
@@ -64,6 +75,10 @@ struct ScoreCommand : Command {
     std::vector<std::string> data;
     WindowOptions windows;
     std::optional<std::vector<int64_t>> width;
+    std::string width_aggregation = "mean,l2";
+    ConditionalOptions conditional;
+    std::optional<Amount> mem_budget;
+    WorkloadOptions workload;
     bool full_hash = false, resume = false, dry_run = false;
 
     const char* name() const override { return "score"; }

@@ -40,7 +40,13 @@ class OpenedModel {
     OpenedModel(const OpenedModel&) = delete;
     OpenedModel& operator=(const OpenedModel&) = delete;
 
+    // Lets go of the weights and loads them once more in the compute type, streamed where they no longer fit:
+    // the device, or, by what must be there, --weight-memory.
+    WeightSource reload_unquantized(Backend& backend);
+
     const Architecture& architecture() const { return model_.architecture; }
+    // Null with random weights.
+    const Checkpoint* checkpoint() const { return model_.checkpoint ? &*model_.checkpoint : nullptr; }
     WeightSource weights() const;
     // The streamed weights; null where all lie on the device.
     StreamedWeights* streamed() const { return streamed_.get(); }
@@ -49,10 +55,11 @@ class OpenedModel {
     DataReader reader() const { return model_.reader(); }
 
   private:
-    void place(Backend& backend, int64_t weight_memory);
+    void place(Backend& backend, int64_t weight_memory, Precision precision);
     std::string where() const;
 
     ModelSource model_;
+    int64_t weight_memory_;
     std::unique_ptr<WeightMemory> resident_;
     std::unique_ptr<StreamedWeights> streamed_;
 };

@@ -11,11 +11,12 @@
 namespace minipuzzle::cli {
 namespace {
 
-StreamPlan plan_weights(const Backend& backend, const ModelSource& model, int64_t weight_memory) {
-    if (weight_memory > 0)
-        return StreamedWeights::plan(backend, model.architecture, model.from(), weight_memory);
+StreamPlan plan_weights(const Backend& backend, const ModelSource& model, const WeightOptions& options) {
+    if (options.weight_memory > 0)
+        return StreamedWeights::plan(backend, model.architecture, model.from(), options.weight_memory,
+                                     options.number_format());
     const auto measuring = backend.measuring();
-    return {.device_bytes = WeightMemory(*measuring, model.architecture, false).bytes()};
+    return {.device_bytes = WeightMemory(*measuring, model.architecture, options.number_format()).bytes()};
 }
 
 std::string weights_line(const StreamPlan& weights, int64_t layers) {
@@ -41,8 +42,8 @@ CommandResult score_dry_run(const Context& context, Backend& backend, const Scor
                             const importance::ScoreOptions& options) {
     const ModelSource model(command.model, command.weights, context.seed());
     const Corpus corpus = model.reader().for_measuring(command.data);
-    const StreamPlan weights = plan_weights(backend, model, command.weights.weight_memory);
-    const Weights shapes = shaped_weights(backend, model.architecture);
+    const StreamPlan weights = plan_weights(backend, model, command.weights);
+    const Weights shapes = shaped_weights(backend, model.architecture, command.weights.number_format());
     const importance::ScorePlan plan = importance::plan_score(
         backend, model.architecture, shapes, corpus, options, usable_memory(backend) - weights.device_bytes,
         available_host_memory() - weights.pinned_bytes);

@@ -73,6 +73,7 @@ class Backend {
     virtual void run(const EmbeddingBackward&) = 0;
     virtual void run(const RmsNormForward&) = 0;
     virtual void run(const RmsNormBackward&) = 0;
+    virtual void run(const QuantizeRows&) = 0;
     virtual void run(const LinearForward&) = 0;
     virtual void run(const LinearBackward&) = 0;
     virtual void run(const SquaredReluForward&) = 0;
@@ -89,7 +90,8 @@ class Backend {
     virtual void run(const VocabularyLoss&) = 0;
     virtual void run(const CompareLogits&) = 0;
     virtual void run(const FeatureLoss&) = 0;
-    virtual void run(const AbsoluteColumnSums&) = 0;
+    virtual void run(const ActivationSums&) = 0;
+    virtual void run(const AccumulatePowers&) = 0;
     virtual void run(const SquaredNorm&) = 0;
     virtual void run(const RandomNormal&) = 0;
     virtual void run(const GradientNorms&) = 0;

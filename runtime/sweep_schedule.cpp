@@ -40,7 +40,7 @@ void split(const std::map<int64_t, std::vector<int64_t>>& by_action, int64_t slo
         }
         const bool in_place = !some_drop && left == 0;
         const int64_t to = in_place ? slot : schedule.slots++;
-        schedule.layers.back().push_back({slot, to, action});
+        schedule.layers.back().push_back({slot, to, action, members.front() == kBase});
         groups.push_back({to, members});
     }
 }

@@ -155,6 +155,7 @@ struct VariantSweep::State {
     std::byte* pinned = nullptr;                            // the states that wait on the host
     int64_t pinned_bytes = 0;
     std::string table;  // of the last batch
+    LayerObserver* observer = nullptr;
 
     State(Backend& b, const Architecture& a, WeightSource w, std::vector<StudentPlan> p, const WidthScores* s)
         : backend(b),
@@ -266,6 +267,7 @@ void VariantSweep::State::apply_layers(HybridModel& model, Backend& on, DeviceAr
         for (const SweepSchedule::Step& step : schedule.layers[layer]) {
             const LiveStates::Step state = states.begin_step();
             if (step.ffn_width < 0) {
+                model.set_observer(step.base ? observer : nullptr);
                 model.apply(layer, state.from, state.to);
             } else {
                 if (!narrowed.count(step.ffn_width))
@@ -428,6 +430,7 @@ VariantSweep::VariantSweep(Backend& backend, const Architecture& architecture, W
                            std::vector<StudentPlan> plans, const WidthScores* width_scores)
     : state_(std::make_unique<State>(backend, architecture, weights, std::move(plans), width_scores)) {}
 VariantSweep::~VariantSweep() = default;
+void VariantSweep::observe(LayerObserver* observer) { state_->observer = observer; }
 
 void VariantSweep::limit_memory(int64_t device_bytes, int64_t host_bytes) {
     state_->device_limit = device_bytes;

@@ -38,6 +38,7 @@ struct SweepSchedule {
     struct Step {
         int64_t from = 0, to = 0;  // slots; equal: in place
         int64_t ffn_width = -1;    // -1: the layer as it is
+        bool base = false;         // the state is the full model's
     };
     std::vector<std::vector<Step>> layers;
     int64_t slots = 1;
@@ -86,6 +87,8 @@ class VariantSweep {
     // the first question or run.
     void limit_memory(int64_t device_bytes, int64_t host_bytes);
 
+    // Who sees the full model's activations in every batch from here on (dry runs too); null: nobody.
+    void observe(LayerObserver* observer);
     // One batch; a window's figures depend on that window alone, never on company. Error where a loss is not
     // finite; out_of_memory where states fit neither the device nor the host.
     SweepResult run(const WindowBatch& batch, const SweepProgress& progress = {});

@@ -9,7 +9,9 @@
 namespace minipuzzle {
 
 // Where streamed layers wait: in pinned host memory (random weights, which exist nowhere else), or in the
-// checkpoint's mapped files, from which a thread reads ahead into two pinned buffers.
+// checkpoint's mapped files, from which a thread reads ahead into two pinned buffers. Quantised layers travel
+// as they are from memory; from files they travel in the compute type and are quantised when they have
+// arrived.
 enum class StreamFrom { pinned_memory, source };
 
 // What a budget gives, before anything is loaded.
@@ -20,16 +22,19 @@ struct StreamPlan {
 
 class StreamedWeights {
   public:
-    // `device_bytes` holds embeddings, final norm and head, the two slots, and as many layers as still fit,
-    // spread evenly between the streamed ones so that every transfer has arithmetic to hide behind. Error
-    // usage where the budget does not hold what must be there (names the least). `source` must outlive the
-    // object.
+    // `device_bytes` holds embeddings, final norm and head, the two slots (and room to quantise one layer
+    // where they arrive unquantised), and as many layers as still fit, spread evenly between the streamed
+    // ones so that every transfer has arithmetic to hide behind. Error usage where the budget does not hold
+    // what must be there (names the least). `source` must outlive the object.
     StreamedWeights(Backend& backend, const Architecture& architecture, const ParameterSource& source,
-                    StreamFrom from, int64_t device_bytes);
+                    StreamFrom from, int64_t device_bytes, Precision precision = Precision::bf16);
+    // The least that the budget must be.
+    static int64_t least_bytes(const Backend& backend, const Architecture& architecture, StreamFrom from,
+                               Precision precision);
     ~StreamedWeights();
     // What the constructor would take; the same errors.
     static StreamPlan plan(const Backend& backend, const Architecture& architecture, StreamFrom from,
-                           int64_t device_bytes);
+                           int64_t device_bytes, Precision precision);
     StreamedWeights(const StreamedWeights&) = delete;
     StreamedWeights& operator=(const StreamedWeights&) = delete;
 

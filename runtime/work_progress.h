@@ -46,6 +46,8 @@ class WorkProgress {
 
     // Work to come; every part of a run announces what it knows of before the first part begins.
     void announce(const Work& work) { announced_ += work; }
+    // Takes back what was announced.
+    void withdraw(const Work& work) { announced_ -= work; }
     // Work that an earlier run has done: it counts as done and says nothing of the speed.
     void skip(const Work& work) { done_ += work; }
     // A sweep follows: the clock starts at its first advance(), so that what it prepares counts for nothing.

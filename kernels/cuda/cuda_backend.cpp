@@ -229,11 +229,13 @@ class CudaBackend final : public Backend {
 
     void run(const EmbeddingForward& args) override { launch(args); }
     void run(const RmsNormForward& args) override { launch(args); }
+    void run(const QuantizeRows& args) override { launch(args); }
     void run(const SquaredReluForward& args) override { launch(args); }
     void run(const Add& args) override { launch(args); }
     void run(const ConvForward& args) override { launch(args); }
     void run(const GatedNormForward& args) override { launch(args); }
-    void run(const AbsoluteColumnSums& args) override { launch(args); }
+    void run(const ActivationSums& args) override { launch(args); }
+    void run(const AccumulatePowers& args) override { launch(args); }
     void run(const RandomNormal& args) override { launch(args); }
     void run(const SquaredReluBackward& args) override { launch(args); }
     void run(const FeatureLoss& args) override { launch(args); }

@@ -96,6 +96,9 @@ TEST_CASE("Width scores: neurons in falling order, and the curve is measured on 
         REQUIRE(order.size() == 512);
         for (std::size_t i = 1; i < order.size(); ++i) CHECK(scores[order[i - 1]] >= scores[order[i]]);
     }
+    const Architecture& architecture = mini.checkpoint.architecture();
+    CHECK(std::ssize(outcome.width.mamba_head_order) == architecture.count(LayerType::mamba));
+    CHECK(std::ssize(outcome.width.kv_head_order) == architecture.count(LayerType::attention));
     const auto& curve = outcome.table.ffn_width_curve;
     REQUIRE(curve.size() == 3);
     CHECK(curve[0].ffn_width == 512);

@@ -60,6 +60,17 @@ LayerScore layer_score(const Architecture& architecture, int64_t layer, const Sw
     return score;
 }
 
+// Every sweep that a run knows of before the first one begins.
+void announce_all(ScoreRun& run, const std::vector<StudentPlan>& plans, const std::vector<int64_t>& widths,
+                  const ScoreOptions& options) {
+    const int64_t windows = std::ssize(run.windows());
+    run.announce(plans, windows);
+    if (!widths.empty()) run.announce(width_plans(widths), windows);
+    if (options.pairs) announce_pairs(run, *options.pairs);
+    announce_removal(run, options.iterative);
+    if (options.narrow) run.announce(plans, checked_windows(run));
+}
+
 }  // namespace
 
 ScoreOutcome score(Backend& backend, const Architecture& architecture, WeightSource weights,
@@ -79,11 +90,7 @@ ScoreOutcome score(Backend& backend, const Architecture& architecture, WeightSou
     }
     ScoreState state(options.state, identity_of(backend, identity, corpus, options, widths), options.resume);
     ScoreRun run(backend, architecture, weights, corpus, windows, state, options.control);
-    run.announce(plans, static_cast<int64_t>(windows.size()));
-    if (!widths.empty()) run.announce(width_plans(widths), static_cast<int64_t>(windows.size()));
-    if (options.pairs) announce_pairs(run, *options.pairs);
-    announce_removal(run, options.iterative);
-    if (options.narrow) run.announce(leave_one_out(architecture), checked_windows(run));
+    announce_all(run, plans, widths, options);
     std::optional<WidthStatistics> statistics;
     if (options.width)
         statistics.emplace(backend, architecture, options.width_aggregation, state.width_path());
@@ -123,16 +130,21 @@ ScorePlan plan_score(Backend& backend, const Architecture& architecture, WeightS
                      int64_t host_bytes) {
     const std::vector<Window> windows =
         choose_windows(corpus, options.seq_len, options.samples, options.seed);
-    std::vector<StudentPlan> plans = leave_one_out(architecture);
-    for (int64_t width : narrower_widths(architecture, options))
-        plans.push_back({.drop = {}, .ffn_width = width});
-    const SweepSchedule schedule = make_schedule(architecture, plans);
-    ScorePlan plan{.windows = std::ssize(windows)};
-    for (const Window& window : windows) {
-        plan.tokens += window.length;
-        plan.multiply_adds += shared_multiply_adds(architecture, schedule, window.length, window.length);
-    }
+    const std::vector<int64_t> widths =
+        options.width ? narrower_widths(architecture, options.widths) : std::vector<int64_t>{};
+    check_conditional(architecture, options, std::ssize(windows));
+    const std::vector<StudentPlan> plans = leave_one_out(architecture);
+    ScoreState nowhere("", "", false);
+    const RunControl silent;
+    ScoreRun run(backend, architecture, weights, corpus, windows, nowhere, silent);
+    announce_all(run, plans, widths, options);
+    ScorePlan plan{.windows = std::ssize(windows), .multiply_adds = run.announced().total()};
+    for (const Window& window : windows) plan.tokens += window.length;
+
     VariantSweep sweep(backend, architecture, weights, plans, nullptr);
+    std::optional<WidthStatistics> statistics;
+    if (options.width) statistics.emplace(backend, architecture, options.width_aggregation, "");
+    sweep.observe(statistics ? &*statistics : nullptr);
     sweep.limit_memory(device_bytes, host_bytes);
     const std::vector<WindowBatch> batches = batch_windows(corpus, windows, sweep.batch_tokens(windows));
     const WindowBatch& largest = *std::max_element(

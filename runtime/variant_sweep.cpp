@@ -430,7 +430,10 @@ VariantSweep::VariantSweep(Backend& backend, const Architecture& architecture, W
                            std::vector<StudentPlan> plans, const WidthScores* width_scores)
     : state_(std::make_unique<State>(backend, architecture, weights, std::move(plans), width_scores)) {}
 VariantSweep::~VariantSweep() = default;
-void VariantSweep::observe(LayerObserver* observer) { state_->observer = observer; }
+void VariantSweep::observe(LayerObserver* observer) {
+    state_->observer = observer;
+    state_->layouts.clear();  // what it takes of the arena counts
+}
 
 void VariantSweep::limit_memory(int64_t device_bytes, int64_t host_bytes) {
     state_->device_limit = device_bytes;

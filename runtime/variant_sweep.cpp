@@ -207,18 +207,20 @@ int64_t VariantSweep::State::peak_of(const StatePlan& states, int64_t batch, int
         [&](Backend& on, DeviceArena& arena) { wire(on, arena, blank, states, nullptr, unused); });
 }
 
-// All states on the device where they fit; else none, plus as many as what is left holds.
+// All states on the device where they fit, else as many as fit beside the buffers that the others take.
 const VariantSweep::State::Layout& VariantSweep::State::layout_of(int64_t batch, int64_t length) {
     const std::pair shape(batch, length);
     if (const auto known = layouts.find(shape); known != layouts.end()) return known->second;
-    const int64_t state_bytes = state_shape(batch, length).bytes();
     Layout layout{.states = all_resident()};
     layout.device_bytes = peak_of(layout.states, batch, length);
     if (layout.device_bytes > room()) {
-        const int64_t least = peak_of(plan_states(schedule, 0), batch, length);
-        const int64_t resident = std::max<int64_t>(0, room() - least) / DeviceArena::aligned(state_bytes);
-        layout.states = plan_states(schedule, std::min(resident, schedule.slots - 1));
-        check_host(layout.states, state_bytes);
+        int64_t fit = 0, too_many = schedule.slots;  // the least is taken whether it fits or not
+        while (too_many - fit > 1) {
+            const int64_t some = (fit + too_many) / 2;
+            (peak_of(plan_states(schedule, some), batch, length) <= room() ? fit : too_many) = some;
+        }
+        layout.states = plan_states(schedule, fit);
+        check_host(layout.states, state_shape(batch, length).bytes());
         layout.device_bytes = peak_of(layout.states, batch, length);
     }
     layout.arena_bytes = layout.device_bytes - runner.scratch_bytes();

@@ -156,17 +156,6 @@ CommandResult ScoreCommand::run(const Context& context) {
     Phases phases(context.console);
     phases.begin("context");
     const auto backend = open_backend(context);
-    if (dry_run)
-        return score_dry_run(context, *backend, *this,
-                             {.seq_len = windows.seq_len,
-                              .samples = windows.samples,
-                              .seed = context.seed(),
-                              .width = width.has_value(),
-                              .widths = width.value_or(std::vector<int64_t>{})});
-    phases.begin("load");
-    OpenedModel loaded(*backend, model, weights, context);
-    const Corpus corpus = loaded.reader().for_measuring(data);
-    const ModelIdentity identity = loaded.identity(full_hash);
     importance::ScoreOptions options{.seq_len = windows.seq_len,
                                      .samples = windows.samples,
                                      .seed = context.seed(),
@@ -175,14 +164,19 @@ CommandResult ScoreCommand::run(const Context& context) {
                                      .width_aggregation = aggregation,
                                      .pairs = pairs,
                                      .iterative = conditional.iterative,
-                                     .layer_bytes = weighed_layers(*this, loaded, context),
-                                     .until_certain = certain,
-                                     .state = files.state,
-                                     .resume = resume,
-                                     .control = context.control};
+                                     .until_certain = certain};
     if (weights.number_format() == Precision::fp8)
-        options.narrow = importance::NarrowSweep{
-            .precision = Precision::fp8, .unquantized = [&] { return loaded.reload_unquantized(*backend); }};
+        options.narrow = importance::NarrowSweep{.precision = Precision::fp8, .unquantized = {}};
+    if (dry_run) return score_dry_run(context, *backend, *this, options);
+    phases.begin("load");
+    OpenedModel loaded(*backend, model, weights, context);
+    const Corpus corpus = loaded.reader().for_measuring(data);
+    const ModelIdentity identity = loaded.identity(full_hash);
+    options.layer_bytes = weighed_layers(*this, loaded, context);
+    options.state = files.state;
+    options.resume = resume;
+    options.control = context.control;
+    if (options.narrow) options.narrow->unquantized = [&] { return loaded.reload_unquantized(*backend); };
     phases.begin("compute");
     importance::ScoreOutcome outcome = without_leftover(files.state, [&] {
         return importance::score(*backend, loaded.architecture(), loaded.weights(), identity, corpus,

@@ -137,16 +137,22 @@ ScoreOutcome score_until_certain(ScoreRun& run, const ModelIdentity& identity, c
     return outcome;
 }
 
-// Every sequence to every layer, and whatever else was asked for.
-ScoreOutcome score_all(Backend& backend, ScoreRun& run, const ScoreOptions& options,
-                       const std::vector<int64_t>& widths, const std::filesystem::path& statistics_path) {
-    const std::vector<StudentPlan> plans = leave_one_out(run.architecture());
+// Every sweep that is known of before the first one begins.
+void announce_all(ScoreRun& run, const std::vector<StudentPlan>& plans, const std::vector<int64_t>& widths,
+                  const ScoreOptions& options) {
     const int64_t windows = std::ssize(run.windows());
     run.announce(plans, windows);
     if (!widths.empty()) run.announce(width_plans(widths), windows);
     if (options.pairs) announce_pairs(run, *options.pairs);
     announce_removal(run, options.iterative);
     if (options.narrow) run.announce(plans, checked_windows(run));
+}
+
+// Every sequence to every layer, and whatever else was asked for.
+ScoreOutcome score_all(Backend& backend, ScoreRun& run, const ScoreOptions& options,
+                       const std::vector<int64_t>& widths, const std::filesystem::path& statistics_path) {
+    const std::vector<StudentPlan> plans = leave_one_out(run.architecture());
+    announce_all(run, plans, widths, options);
     std::optional<WidthStatistics> statistics;
     if (options.width)
         statistics.emplace(backend, run.architecture(), options.width_aggregation, statistics_path);
@@ -197,17 +203,19 @@ ScorePlan plan_score(Backend& backend, const Architecture& architecture, WeightS
                      const Corpus& corpus, const ScoreOptions& options, int64_t device_bytes,
                      int64_t host_bytes) {
     const std::vector<Window> windows = windows_of(corpus, options);
-    const std::vector<StudentPlan> plans = leave_one_out(architecture),
-                                   narrow = width_plans(widths_of(architecture, options));
-    ScorePlan plan{.windows = std::ssize(windows)};
-    for (const Window& window : windows) {
-        plan.tokens += window.length;
-        for (const auto* of_stage : {&plans, &narrow})
-            if (!of_stage->empty())
-                plan.multiply_adds += shared_multiply_adds(
-                    architecture, make_schedule(architecture, *of_stage), window.length, window.length);
-    }
+    check_conditional(architecture, options, std::ssize(windows));
+    const std::vector<StudentPlan> plans = leave_one_out(architecture);
+    ScoreState nowhere("", "", false);
+    const RunControl silent;
+    ScoreRun run(backend, architecture, weights, corpus, windows, nowhere, silent);
+    announce_all(run, plans, widths_of(architecture, options), options);
+    ScorePlan plan{.windows = std::ssize(windows), .multiply_adds = run.announced().total()};
+    for (const Window& window : windows) plan.tokens += window.length;
+
     VariantSweep sweep(backend, architecture, weights, plans, nullptr);
+    std::optional<WidthStatistics> statistics;
+    if (options.width) statistics.emplace(backend, architecture, options.width_aggregation, "");
+    sweep.observe(statistics ? &*statistics : nullptr);
     sweep.limit_memory(device_bytes, host_bytes);
     const std::vector<WindowBatch> batches = batch_windows(corpus, windows, sweep.batch_tokens(windows));
     const WindowBatch& largest = *std::max_element(

@@ -50,13 +50,13 @@ ScoreOutcome score(Backend& backend, const Architecture& architecture, WeightSou
 // What score() would do.
 struct ScorePlan {
     int64_t windows = 0, tokens = 0, batches = 0;
-    SweepMemory memory;        // of the largest batch
-    double multiply_adds = 0;  // of all sweeps
+    SweepMemory memory;        // of the leave-one-out sweep's largest batch
+    double multiply_adds = 0;  // of all stages, as far as they are known before the first; with
+                               // until_certain the most it may come to
 };
 
-// The dry run of the leave-one-out sweep, width curve included: nothing is computed or written, `weights`
-// need no memory behind them. `device_bytes` and `host_bytes`: what is free beside the weights. Errors as
-// score()'s, and VariantSweep::plan's.
+// The dry run: nothing is computed or written, `weights` need no memory behind them. `device_bytes` and
+// `host_bytes`: what is free beside the weights. Errors as score()'s, and VariantSweep::plan's.
 ScorePlan plan_score(Backend& backend, const Architecture& architecture, WeightSource weights,
                      const Corpus& corpus, const ScoreOptions& options, int64_t device_bytes,
                      int64_t host_bytes);

@@ -68,9 +68,8 @@ void check_certainty_options(const ScoreCommand& command) {
     if (command.until_certain && !command.mem_budget)
         fail_usage("--until-certain needs --mem-budget: the cut is what search picks for it");
     if (!command.until_certain && command.tie) fail_usage("--tie goes with --until-certain");
-    if (!command.until_certain && command.mem_budget) fail_usage("--mem-budget goes with --until-certain");
-    if (command.until_certain && command.width)
-        fail_usage("--until-certain goes without --width: measure the widths in a run of their own");
+    if (!command.until_certain && command.conditional.iterative == 0 && command.mem_budget)
+        fail_usage("--mem-budget goes with --until-certain or --iterative");
 }
 
 std::optional<importance::UntilCertain> until_certain_options(const ScoreCommand& command,

@@ -120,6 +120,15 @@ void OptionTable::count(const std::string& name, std::optional<uint64_t>& field,
          .value = [&field] { return field ? Json(*field) : Json(); }});
 }
 
+void OptionTable::count(const std::string& name, std::optional<int64_t>& field, const std::string& help) {
+    add({.name = name,
+         .short_names = "",
+         .metavar = "N",
+         .help = help,
+         .set = [&field](const Words& words) { field = parse_count(only(words)); },
+         .value = [&field] { return field ? Json(*field) : Json(); }});
+}
+
 void OptionTable::bytes(const std::string& name, int64_t& field, const std::string& help) {
     add({.name = name,
          .short_names = "",
@@ -192,6 +201,29 @@ void OptionTable::optional_choices(const std::string& name, std::optional<std::v
                      field.reset();
                  else
                      field = parse_choices(words[0]);
+             },
+         .value =
+             [&field] {
+                 if (!field) return Json(false);
+                 return field->empty() ? Json(true) : Json(*field);
+             }});
+}
+
+void OptionTable::optional_text(const std::string& name, const std::string& metavar,
+                                std::optional<std::string>& field, const std::string& help) {
+    add({.name = name,
+         .short_names = "",
+         .metavar = metavar,
+         .help = help,
+         .arity = Arity::optional_one,
+         .set =
+             [&field](const Words& words) {
+                 if (words.empty())
+                     field.emplace();
+                 else if (only(words) == "false")
+                     field.reset();
+                 else
+                     field = words[0];
              },
          .value =
              [&field] {

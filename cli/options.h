@@ -40,6 +40,7 @@ class OptionTable {
               const std::string& help);
     void count(const std::string& name, int64_t& field, const std::string& help, int64_t least = 0);
     void count(const std::string& name, std::optional<uint64_t>& field, const std::string& help);
+    void count(const std::string& name, std::optional<int64_t>& field, const std::string& help);
     void bytes(const std::string& name, int64_t& field, const std::string& help);
     void number(const std::string& name, double& field, const std::string& help, double least = 0);
     void number(const std::string& name, std::optional<double>& field, const std::string& help,
@@ -50,6 +51,9 @@ class OptionTable {
     // A flag that may carry choices: `field` is nullopt until the option is given, empty without values.
     void optional_choices(const std::string& name, std::optional<std::vector<int64_t>>& field,
                           const std::string& help);
+    // A flag that may carry a word: `field` is nullopt until the option is given, "" without the word.
+    void optional_text(const std::string& name, const std::string& metavar, std::optional<std::string>& field,
+                       const std::string& help);
     // Arguments without a name.
     void positional(const std::string& name, std::string& field, const std::string& help);
     void positionals(const std::string& name, std::vector<std::string>& field, const std::string& help);

@@ -25,15 +25,18 @@ constexpr std::pair<const char*, std::vector<double> SequenceMetrics::*> kMember
     {"logit_nmse", &SequenceMetrics::logit_nmse},
     {"cosine", &SequenceMetrics::cosine}};
 
+// Metrics that a stage does not keep are left out.
 Json to_json(const SequenceMetrics& metrics) {
     Json json = Json::object();
-    for (const auto& [name, member] : kMembers) json[name] = metrics.*member;
+    for (const auto& [name, member] : kMembers)
+        if (!(metrics.*member).empty()) json[name] = metrics.*member;
     return json;
 }
 
 SequenceMetrics metrics_from(const Json& json) {
     SequenceMetrics metrics;
-    for (const auto& [name, member] : kMembers) metrics.*member = json.at(name).get<std::vector<double>>();
+    for (const auto& [name, member] : kMembers)
+        if (json.contains(name)) metrics.*member = json[name].get<std::vector<double>>();
     return metrics;
 }
 
@@ -89,8 +92,23 @@ ScoreState::ScoreState(const std::filesystem::path& path, const std::string& ide
         read_finished(identity);
         return;
     }
-    std::filesystem::remove(path_);
+    start(identity);
+}
+
+void ScoreState::start(const std::string& identity) {
+    remove(path_);
     append_line(path_, Json{{"format", kFormat}, {"identity", identity}}.dump() + "\n");
+}
+
+std::filesystem::path ScoreState::width_path(const std::filesystem::path& path) {
+    return path.empty() ? path : std::filesystem::path(path.string() + ".width");
+}
+
+void ScoreState::remove(const std::filesystem::path& path) {
+    const std::filesystem::path width = width_path(path);
+    std::filesystem::remove(width);
+    std::filesystem::remove(width.string() + ".partial");  // as a kill in mid-write leaves it
+    std::filesystem::remove(path);
 }
 
 void ScoreState::read_finished(const std::string& identity) {
@@ -120,8 +138,7 @@ void ScoreState::read_finished(const std::string& identity) {
         first = false;
     }
     if (first) {
-        std::filesystem::remove(path_);
-        append_line(path_, Json{{"format", kFormat}, {"identity", identity}}.dump() + "\n");
+        start(identity);
     } else {
         std::filesystem::resize_file(path_, begin);
     }

@@ -188,6 +188,30 @@ TEST_CASE("budgets that do not parse exit 2") {
               {"mem-budget"});
 }
 
+TEST_CASE("pairs and removal that make no sense exit 2 before anything is written") {
+    const Broken broken;
+    const auto refused = [&](const std::vector<std::string>& options, const std::vector<std::string>& says) {
+        std::vector<std::string> arguments = {"score",
+                                              "--model",
+                                              broken.model,
+                                              "--data",
+                                              broken.data,
+                                              "--out",
+                                              (broken.dir / "scores.json").string()};
+        arguments.insert(arguments.end(), options.begin(), options.end());
+        fails(broken.dir, 2, arguments, says);
+    };
+    refused({"--pairs", "some"}, {"--pairs some", "all"});
+    refused({"--pairs", "20"}, {"--pairs 20", "1 to 19"});
+    refused({"--pairs", "all", "--pair-candidates", "5"}, {"--pair-candidates"});
+    refused({"--pair-candidates", "5"}, {"--pairs"});
+    refused({"--pair-samples", "5"}, {"--pairs"});
+    refused({"--pairs", "--pair-samples", "3"}, {"--pair-samples 3", "2 sequences"});
+    refused({"--pairs", "--pair-candidates", "21"}, {"--pair-candidates 21", "20 layers"});
+    refused({"--iterative", "20"}, {"--iterative 20", "at most 19"});
+    refused({"--mem-budget", "84%"}, {"--iterative"});
+}
+
 TEST_CASE("outputs that exist and are not ours stay as they are") {
     const Broken broken;
     broken.dir.write("data.jsonl", token_rows(5, 40));

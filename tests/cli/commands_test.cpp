@@ -4,6 +4,9 @@
 #include <map>
 #include <set>
 
+#include "nas/memory_model.h"
+#include "runtime/student_plan.h"
+
 #include "tests/catch.h"
 #include "tests/support/program.h"
 
@@ -89,6 +92,42 @@ TEST_CASE("score writes its files, shares work, and does not depend on the numbe
                            "--samples", "2", "--out", (dir / "s.json").string()});
     CHECK(text.code == 0);
     CHECK(text.out.find("of the") != std::string::npos);  // "... 0.55 of the ... that separate passes take"
+}
+
+TEST_CASE("score with pairs and removal says both, and weighs layers where there is a budget", "[slow]") {
+    const Workshop& at = Workshop::get();
+    const TempDir dir;
+    const std::vector<std::string> arguments = {
+        "score", "--model",      demo_model(), "--data",    at.rows, "--seq-len",
+        "32",    "--samples",    "4",          "--pairs",   "1",     "--iterative",
+        "2",     "--mem-budget", "84%",        "--context", "1000"};
+    const auto with = [&](const std::vector<std::string>& more) {
+        std::vector<std::string> all = arguments;
+        all.insert(all.end(), more.begin(), more.end());
+        return all;
+    };
+    const json scores = run_json(with({"--out", (dir / "s.json").string()}));
+    CHECK(scores["pairs"]["window"] == 1);
+    CHECK(scores["pairs"]["pairs"].size() >= 19);
+    CHECK(scores["iterative"]["steps"].size() == 2);
+    // A layer's bytes are what the memory table loses with it, to the rounding of whole bytes.
+    const int64_t removed = scores["iterative"]["steps"][0]["removed"];
+    const auto plan = dir.write("plan.jsonl", "{\"drop\": [" + std::to_string(removed) + "]}\n");
+    const Checkpoint checkpoint{demo_model()};
+    const nas::Workload workload{
+        .context = 1000, .weights_as_in_file = true, .weight_dtypes = nas::dtypes_in_file(checkpoint)};
+    const int64_t whole = nas::memory_of(checkpoint.architecture(), workload).total();
+    const int64_t less =
+        nas::memory_of(checkpoint.architecture(), read_plan_rows(plan).at(0), workload).total();
+    CHECK(scores["iterative"]["steps"][0]["bytes"] == whole - less);
+
+    const auto text = run(with({"--out", (dir / "t.json").string()}));
+    CHECK(text.code == 0);
+    CHECK(text.out.find("layers taken away") != std::string::npos);
+    CHECK(text.out.find("interaction") != std::string::npos);
+    CHECK(text.out.find("pairs: ") != std::string::npos);
+    CHECK(text.out.find("iterative: ") != std::string::npos);
+    CHECK(text.err.find("workload: ") != std::string::npos);
 }
 
 TEST_CASE("prune, then eval, equals eval --plans and the layer's score", "[slow]") {

@@ -54,7 +54,8 @@ TEST_CASE("score: killed or asked to stop, then resumed: the same bytes", "[slow
     const auto whole = run(arguments);
     INFO(whole.err);
     REQUIRE(whole.code == 0);
-    const std::string expected = content_of(out), csv = content_of(dir / "scores.csv");
+    const std::string expected = content_of(out), csv = content_of(dir / "scores.csv"),
+                      width = content_of(dir / "scores.width.safetensors");
     for (const int signal : {SIGKILL, SIGTERM, SIGUSR1}) {
         fs::remove(out);
         fs::remove(dir / "scores.csv");
@@ -62,8 +63,34 @@ TEST_CASE("score: killed or asked to stop, then resumed: the same bytes", "[slow
         interrupted_run(dir, arguments, signal);
         CHECK(content_of(out) == expected);
         CHECK(content_of(dir / "scores.csv") == csv);
+        CHECK(content_of(dir / "scores.width.safetensors") == width);
         CHECK_FALSE(fs::exists(out + ".state"));
+        CHECK_FALSE(fs::exists(out + ".state.width"));
     }
+}
+
+TEST_CASE("score with pairs and removal: killed, then resumed: the same bytes", "[slow]") {
+    const TempDir dir;
+    const auto data = dir.write("rows.jsonl", token_rows(2, 1025)).string();
+    const std::string out = (dir / "scores.json").string();
+    const std::vector<std::string> arguments = {"score",      "--model",
+                                                demo_model(), "--data",
+                                                data,         "--seq-len",
+                                                "512",        "--pairs",
+                                                "2",          "--pair-candidates",
+                                                "4",          "--iterative",
+                                                "3",          "--mem-budget",
+                                                "84%",        "--out",
+                                                out,          "-q"};
+    const auto whole = run(arguments);
+    INFO(whole.err);
+    REQUIRE(whole.code == 0);
+    const std::string expected = content_of(out);
+    fs::remove(out);
+    fs::remove(dir / "scores.csv");
+    interrupted_run(dir, arguments, SIGKILL);
+    CHECK(content_of(out) == expected);
+    CHECK_FALSE(fs::exists(out + ".state"));
 }
 
 TEST_CASE("score --until-certain: killed or asked to stop, then resumed: the same bytes", "[slow]") {

@@ -156,6 +156,26 @@ TEST_CASE("Until certain, bounded: what --samples leaves undecided is named and 
     }
 }
 
+TEST_CASE("Until certain: rounds end where documents end", "[slow]") {
+    const Bench bench;
+    const Corpus& corpus = bench.mini.corpus;  // 32 documents of eight windows each
+    ScoreOptions options = bench.options(4);
+    options.seq_len = 64;
+    options.samples = 40;
+    const ScoreOutcome outcome =
+        score(*bench.backend, bench.mini.checkpoint.architecture(), bench.mini.weights.weights(),
+              bench.mini.checkpoint.identity(), corpus, options);
+    const std::vector<Window> fed = by_document(choose_windows(corpus, 64, 40, 2), 2);
+    std::set<int64_t> documents;
+    for (const Window& window : fed) documents.insert(window.document);
+    CHECK(documents.size() < fed.size());
+    for (const LayerScore& layer : outcome.table.layers) {
+        INFO("layer " << layer.layer << ", " << layer.samples << " windows");
+        CHECK((layer.samples == 40 || fed[layer.samples].document != fed[layer.samples - 1].document));
+    }
+    CHECK(outcome.documents <= static_cast<int64_t>(documents.size()));
+}
+
 TEST_CASE("Until certain: stopped anywhere and resumed, the same figures", "[slow]") {
     const Bench bench;
     ScoreOptions options = bench.options(kEasy);

@@ -277,7 +277,7 @@ TEST_CASE("width statistics of an interrupted score are those of one that was le
         std::getline(in, header);
         std::getline(in, line);
         std::ofstream(path) << header << "\n" << line << "\n";
-        CHECK_THROWS_WITH(world.staged(path, true), Contains("leave out --resume"));
+        CHECK_THROWS_WITH(world.staged(path, true), Catch::Matchers::Contains("leave out --resume"));
     }
     SECTION("a damaged file is refused, and gone when the score starts anew") {
         std::ofstream(width) << "no tensors";

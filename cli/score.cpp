@@ -203,7 +203,7 @@ CommandResult ScoreCommand::run(const Context& context) {
     Json json = Json::parse(text);
     return {.json = std::move(json),
             .text = summary(outcome) + (width ? width_line(outcome.width) : "") +
-                    certainty_summary(scores, outcome.documents) + "wrote " + files.json.string() + "\n"};
+                    documents_line(scores, outcome.documents) + "wrote " + files.json.string() + "\n"};
 }
 
 }  // namespace minipuzzle::cli

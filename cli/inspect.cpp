@@ -13,6 +13,13 @@ namespace fs = std::filesystem;
 
 constexpr std::size_t kMostDifferences = 60;  // rows printed; --json has all
 
+LayerView view_of(const InspectCommand& command) {
+    LayerView view{.by_score = command.sort == "score", .type = {}};
+    for (const LayerType type : kLayerTypes)
+        if (command.type == std::string(1, letter(type))) view.type = type;
+    return view;
+}
+
 Inspected inspect_one(const std::string& target, const InspectCommand& command) {
     const fs::path path = target;
     if (!fs::exists(path)) fail_input(target + ": no such file or folder");
@@ -20,11 +27,11 @@ Inspected inspect_one(const std::string& target, const InspectCommand& command) 
         if (fs::exists(path / "config.json"))
             return inspect_model(target, command.workload, command.full_hash);
         for (const char* name : {"summary.json", "search.json"})
-            if (fs::exists(path / name)) return inspect_artefact(path / name);
+            if (fs::exists(path / name)) return inspect_artefact(path / name, view_of(command));
         fail_input(target + ": found neither config.json nor search.json nor summary.json in it");
     }
     if (path.filename() == "config.json") return inspect_model(target, command.workload, command.full_hash);
-    return inspect_artefact(path);
+    return inspect_artefact(path, view_of(command));
 }
 
 // Every scalar of `json` under its path: "layers[3].kl".
@@ -55,7 +62,7 @@ Json difference_row(const std::string& at, const Json& a, const Json& b) {
 
 }  // namespace
 
-CommandResult inspect_difference(const Inspected& a, const Inspected& b) {
+CommandResult inspect_difference(const Inspected& a, const Inspected& b, const LayerView& view) {
     if (a.kind != b.kind)
         fail_usage(fmt::format("only two of a kind can be compared, found {} and {}", a.kind, b.kind));
     Json flat_a = Json::object(), flat_b = Json::object();
@@ -70,6 +77,12 @@ CommandResult inspect_difference(const Inspected& a, const Inspected& b) {
         if (!flat_a.contains(at)) rows.push_back(difference_row(at, Json(), value));
 
     if (rows.empty()) return {.json = {{"kind", a.kind}, {"differences", rows}}, .text = "no difference\n"};
+    if (a.scores && b.scores && a.scores->model.pattern == b.scores->model.pattern) {
+        Json json = score_difference_json(*a.scores, *b.scores, view);
+        json["kind"] = a.kind;
+        json["differences"] = std::move(rows);
+        return {.json = std::move(json), .text = score_difference_text(*a.scores, *b.scores, view)};
+    }
     Table table({"what", "a", "b", "change"});
     for (std::size_t i = 0; i < std::min(rows.size(), kMostDifferences); ++i)
         table.add({rows[i]["at"], shown(rows[i]["a"]), shown(rows[i]["b"]), shown(rows[i]["change"])});
@@ -94,12 +107,16 @@ OptionTable InspectCommand::options() {
     table.text("scores", "FILE.json", scores, "predict the plan given (or --plans) with these scores");
     table.text("plans", "FILE.jsonl", plans, "predict each row: {\"drop\": [...], \"ffn_width\": N}");
     table.text("model", "FOLDER", model, "the teacher of those predictions; where the scores say by default");
+    table.word("sort", {"depth", "score"}, sort, "scores: the layers by depth, or the least important first");
+    table.word("type", {"M", "-", "*"}, type, "scores: the layers of this type alone");
     workload.add_to(table);
     table.flag("full-hash", full_hash, "hash the weights' content, not only their headers and sizes");
     return table;
 }
 
 CommandResult InspectCommand::run(const Context& context) {
+    const bool view_given = sort != "depth" || !type.empty();
+    if (view_given && !scores.empty()) fail_usage("--sort and --type do not go with --scores");
     if (!scores.empty()) return inspect_predictions(*this);
     if (!plans.empty()) fail_usage("--plans needs --scores");
     if (!model.empty()) fail_usage("--model goes with --scores: name the folder itself to look at it");
@@ -108,7 +125,9 @@ CommandResult InspectCommand::run(const Context& context) {
     for (const std::string& target : targets) things.push_back(inspect_one(target, *this));
     if (things.empty()) fail_usage("nothing to inspect: name a model folder, a file of ours, or --arch NAME");
     if (things.size() > 2) fail_usage("inspect takes one thing, or two of a kind");
-    if (things.size() == 2) return inspect_difference(things[0], things[1]);
+    if (view_given && !things[0].scores)
+        fail_usage("--sort and --type go with scores.json, found " + things[0].kind);
+    if (things.size() == 2) return inspect_difference(things[0], things[1], view_of(*this));
     context.console.detail(things[0].kind);
     return {.json = std::move(things[0].json), .text = std::move(things[0].text)};
 }

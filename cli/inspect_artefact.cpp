@@ -7,6 +7,7 @@
 #include "cli/inspect.h"
 #include "cli/model_loading.h"
 #include "cli/recipe.h"
+#include "cli/score_analysis.h"
 #include "cli/table.h"
 #include "distill/run_log.h"
 #include "kernels/check.h"
@@ -81,14 +82,18 @@ Json search_essence(const nas::SearchResult& result) {
               {"measured_loss", best.measured ? Json(best.measured->loss) : Json()}}}};
 }
 
-Inspected inspect_scores(const fs::path& path) {
-    const ScoreTable scores = read_scores(path);
+Inspected inspect_scores(const fs::path& path, const LayerView& view) {
+    auto scores = std::make_shared<const ScoreTable>(read_scores(path));
     Json json = read_json(path), essence = Json::object();
     for (const char* key : {"base", "layers", "ffn_width_curve", "model"})
         if (json.contains(key)) essence[key] = json[key];
-    const std::string text = fmt::format("scores of {}, {} layers\n{}", scores.model.path,
-                                         scores.layers.size(), scores_summary(scores));
-    return {.kind = "", .json = std::move(json), .essence = std::move(essence), .text = text};
+    json["analysis"] = analysis_json(*scores, shown_layers(*scores, view));
+    std::string text = scores_text(*scores, view, stdout_terminal());
+    return {.kind = "",
+            .json = std::move(json),
+            .essence = std::move(essence),
+            .text = std::move(text),
+            .scores = std::move(scores)};
 }
 
 Inspected inspect_search(const fs::path& path) {
@@ -178,29 +183,6 @@ int64_t knee_of(const std::vector<nas::FrontierPoint>& frontier) {
     return knee;
 }
 
-std::string scores_summary(const ScoreTable& scores) {
-    Table table(
-        {"layer", "type", "loss_delta", "95 % interval", "kl", "hidden_mse", "logit_nmse", "cosine", "top1"});
-    for (const LayerScore& layer : scores.layers) {
-        const auto& ci = layer.loss_delta_ci;
-        table.add({std::to_string(layer.layer), std::string(name(layer.type)), cell(layer.loss_delta),
-                   ci ? fmt::format("{:.4f} .. {:.4f}", (*ci)[0], (*ci)[1]) : "-", cell(layer.kl),
-                   cell(layer.hidden_mse), cell(layer.logit_nmse), cell(layer.cosine),
-                   cell(layer.top1_agreement)});
-    }
-    std::string text = table.text();
-    if (!scores.ffn_width_curve.empty()) {
-        Table curve({"ffn_width", "loss_delta", "kl"});
-        for (const WidthPoint& point : scores.ffn_width_curve)
-            curve.add({std::to_string(point.ffn_width), cell(point.loss_delta), cell(point.kl)});
-        text += "\n" + curve.text();
-    }
-    if (scores.base_loss)
-        text += fmt::format("\nbase loss {:.6f}, next-token accuracy {}\n", *scores.base_loss,
-                            cell(scores.base_accuracy));
-    return text;
-}
-
 std::string search_summary(const nas::SearchResult& result) {
     const nas::Candidate& best = nas::find_candidate(result, "");
     std::string text = fmt::format(
@@ -214,7 +196,7 @@ std::string search_summary(const nas::SearchResult& result) {
     return text + candidate_table(result) + "\n" + frontier_table(result.frontier);
 }
 
-Inspected inspect_artefact(const fs::path& path) {
+Inspected inspect_artefact(const fs::path& path, const LayerView& view) {
     const std::string extension = path.extension().string();
     if (extension == ".jsonl") return inspect_run_log(path);
     const Json json = extension == ".yaml" ? read_yaml(path) : read_json(path);
@@ -222,9 +204,16 @@ Inspected inspect_artefact(const fs::path& path) {
                                    ? json["format"].get<std::string>()
                                    : "";
     const std::pair<const char*, Inspected (*)(const fs::path&)> kinds[] = {
-        {"minipuzzle.scores/1", inspect_scores},   {"minipuzzle.search/1", inspect_search},
-        {"minipuzzle.plan/1", inspect_plan},       {"minipuzzle.eval/1", inspect_figures},
-        {"minipuzzle.summary/1", inspect_figures}, {"minipuzzle.recipe/1", inspect_recipe}};
+        {"minipuzzle.search/1", inspect_search},
+        {"minipuzzle.plan/1", inspect_plan},
+        {"minipuzzle.eval/1", inspect_figures},
+        {"minipuzzle.summary/1", inspect_figures},
+        {"minipuzzle.recipe/1", inspect_recipe}};
+    if (format == "minipuzzle.scores/1") {
+        Inspected result = inspect_scores(path, view);
+        result.kind = format;
+        return result;
+    }
     for (const auto& [kind, inspect] : kinds) {
         if (format != kind) continue;
         Inspected result = inspect(path);

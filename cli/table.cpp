@@ -23,17 +23,27 @@ void Table::add(std::vector<std::string> row) {
     rows_.push_back(std::move(row));
 }
 
+std::vector<std::size_t> Table::widths() const {
+    std::vector<std::size_t> widths;
+    for (std::size_t c = 0; c < header_.size(); ++c) {
+        widths.push_back(header_[c].size());
+        for (const auto& row : rows_) widths[c] = std::max(widths[c], row[c].size());
+    }
+    return widths;
+}
+
+std::size_t Table::width() const {
+    std::size_t width = 2 * (header_.size() - 1);
+    for (const std::size_t column : widths()) width += column;
+    return width;
+}
+
 std::string Table::text() const {
     const std::size_t columns = header_.size();
-    std::vector<std::size_t> widths(columns);
+    const std::vector<std::size_t> widths = this->widths();
     std::vector<bool> right(columns, !rows_.empty());
-    for (std::size_t c = 0; c < columns; ++c) {
-        widths[c] = header_[c].size();
-        for (const auto& row : rows_) {
-            widths[c] = std::max(widths[c], row[c].size());
-            right[c] = right[c] && numeric(row[c]);
-        }
-    }
+    for (std::size_t c = 0; c < columns; ++c)
+        for (const auto& row : rows_) right[c] = right[c] && numeric(row[c]);
     const auto line = [&](const std::vector<std::string>& cells) {
         std::string text;
         for (std::size_t c = 0; c < columns; ++c) {
@@ -47,6 +57,23 @@ std::string Table::text() const {
     std::string text = line(header_);
     for (const auto& row : rows_) text += line(row);
     return text;
+}
+
+std::string wrapped(const std::string& text, std::size_t columns) {
+    std::string out;
+    std::size_t line = 0;
+    for (std::size_t at = 0; at < text.size();) {
+        const std::size_t end = std::min(text.find(' ', at), text.size());
+        if (line > 0 && line + 1 + (end - at) > columns) {
+            out += "\n ";
+            line = 1;
+        }
+        if (line > 0) out += ' ';
+        out += text.substr(at, end - at);
+        line += (line > 0) + (end - at);
+        at = end + 1;
+    }
+    return out + "\n";
 }
 
 std::string cell(const std::optional<double>& value, int decimals) {

@@ -14,35 +14,20 @@ namespace minipuzzle::importance {
 
 namespace {
 
-// The curve's widths, widest first, the teacher's own left out (it is the base itself).
-std::vector<int64_t> narrower_widths(const Architecture& architecture, const ScoreOptions& options) {
-    if (!options.width) return {};
-    const int64_t full = architecture.ffn_width();
-    if (full == 0)
-        fail_usage("--width needs FFN layers of one common width; this model has " +
-                   std::string(architecture.count(LayerType::ffn) ? "several widths" : "no FFN layer"));
-    std::vector<int64_t> widths = options.widths.empty() ? default_width_grid(full) : options.widths;
-    std::sort(widths.rbegin(), widths.rend());
-    widths.erase(std::unique(widths.begin(), widths.end()), widths.end());
-    for (int64_t width : widths)
-        if (width < 1 || width > full)
-            fail_usage(fmt::format("--width {}: expected widths from 1 to the model's {}", width, full));
-    if (!widths.empty() && widths.front() == full) widths.erase(widths.begin());
-    return widths;
-}
-
 // Everything the figures depend on, for telling whether a state may be continued.
 std::string identity_of(const Backend& backend, const ModelIdentity& model, const Corpus& corpus,
                         const ScoreOptions& options, const std::vector<int64_t>& widths) {
     std::string text = fmt::format("{} {} {} {} {} {} {}", version(), backend.name(), model.arch_hash,
                                    model.weights_hash, options.seq_len, options.samples, options.seed);
     for (const DataFile& file : corpus.files()) text += " " + file.hash;
+    if (options.width) text += " width " + name(options.width_aggregation);
     for (int64_t width : widths) text += fmt::format(" w{}", width);
     if (options.pairs)
         text += fmt::format(" pairs {} {} {} {}", options.pairs->window, options.pairs->all,
                             options.pairs->candidates.value_or(-1), options.pairs->samples);
     if (options.iterative > 0)
         text += fmt::format(" iterative {} {}", options.iterative, fmt::join(options.layer_bytes, ","));
+    if (options.narrow) text += fmt::format(" {}", name(options.narrow->precision));
     return text;
 }
 
@@ -75,45 +60,35 @@ LayerScore layer_score(const Architecture& architecture, int64_t layer, const Sw
     return score;
 }
 
-std::vector<WidthPoint> width_curve(const Architecture& architecture, const std::vector<int64_t>& widths,
-                                    const SweepResult& sweep) {
-    if (widths.empty()) return {};
-    std::vector<WidthPoint> curve{{.ffn_width = architecture.ffn_width(), .loss_delta = 0.0, .kl = 0.0}};
-    const double base = mean(sweep.base.loss, sweep.tokens);
-    for (std::size_t i = 0; i < widths.size(); ++i) {
-        const SequenceMetrics& narrow = sweep.variants[architecture.layers.size() + i];
-        curve.push_back({.ffn_width = widths[i],
-                         .loss_delta = mean(narrow.loss, sweep.tokens) - base,
-                         .kl = mean(narrow.kl, sweep.tokens)});
-    }
-    return curve;
-}
-
 }  // namespace
 
 ScoreOutcome score(Backend& backend, const Architecture& architecture, WeightSource weights,
                    const ModelIdentity& identity, const Corpus& corpus, const ScoreOptions& options) {
     const std::vector<Window> windows =
         choose_windows(corpus, options.seq_len, options.samples, options.seed);
-    const std::vector<int64_t> widths = narrower_widths(architecture, options);
+    const std::vector<int64_t> widths =
+        options.width ? narrower_widths(architecture, options.widths) : std::vector<int64_t>{};
     check_conditional(architecture, options, static_cast<int64_t>(windows.size()));
     ScoreOutcome outcome;
-    std::vector<StudentPlan> plans = leave_one_out(architecture);
+    const std::vector<StudentPlan> plans = leave_one_out(architecture);
     const SweepSchedule schedule = make_schedule(architecture, plans);
     for (const Window& window : windows) {
         outcome.multiply_adds += shared_multiply_adds(architecture, schedule, window.length, window.length);
         outcome.separate_multiply_adds +=
             separate_multiply_adds(architecture, plans, window.length, window.length);
     }
-    for (int64_t width : widths) plans.push_back({.drop = {}, .ffn_width = width});
     ScoreState state(options.state, identity_of(backend, identity, corpus, options, widths), options.resume);
     ScoreRun run(backend, architecture, weights, corpus, windows, state, options.control);
     run.announce(plans, static_cast<int64_t>(windows.size()));
+    if (!widths.empty()) run.announce(width_plans(widths), static_cast<int64_t>(windows.size()));
     if (options.pairs) announce_pairs(run, *options.pairs);
     announce_removal(run, options.iterative);
+    if (options.narrow) run.announce(leave_one_out(architecture), checked_windows(run));
+    std::optional<WidthStatistics> statistics;
     if (options.width)
-        outcome.width = rank_neurons(backend, architecture, weights, corpus, windows, options.control);
-    const SweepResult result = run.sweep("layers", plans, &outcome.width, run.all_windows());
+        statistics.emplace(backend, architecture, options.width_aggregation, state.width_path());
+    const SweepResult result =
+        run.sweep("layers", plans, nullptr, run.all_windows(), statistics ? &*statistics : nullptr);
 
     ScoreTable& table = outcome.table;
     table.calibration = CalibrationInfo{.sources = corpus.files(),
@@ -129,13 +104,43 @@ ScoreOutcome score(Backend& backend, const Architecture& architecture, WeightSou
         table.layers.push_back(layer_score(architecture, l, result));
         table.per_sequence[std::to_string(l)] = result.variants[l].loss;
     }
-    table.ffn_width_curve = width_curve(architecture, widths, result);
+    if (statistics) {
+        outcome.width = statistics->scores();
+        table.ffn_width_curve = width_curve(run, outcome.width, widths);
+    }
     AblationLosses losses(run, result);
     if (options.pairs) table.pairs = measure_pairs(losses, *options.pairs, outcome.pairs);
     if (options.iterative > 0)
         table.iterative =
             remove_iteratively(losses, options.iterative, options.layer_bytes, outcome.iterative);
+    // Last: the weights change.
+    if (options.narrow) table.precision = check_precision(run, *options.narrow, table);
     return outcome;
+}
+
+ScorePlan plan_score(Backend& backend, const Architecture& architecture, WeightSource weights,
+                     const Corpus& corpus, const ScoreOptions& options, int64_t device_bytes,
+                     int64_t host_bytes) {
+    const std::vector<Window> windows =
+        choose_windows(corpus, options.seq_len, options.samples, options.seed);
+    std::vector<StudentPlan> plans = leave_one_out(architecture);
+    for (int64_t width : narrower_widths(architecture, options))
+        plans.push_back({.drop = {}, .ffn_width = width});
+    const SweepSchedule schedule = make_schedule(architecture, plans);
+    ScorePlan plan{.windows = std::ssize(windows)};
+    for (const Window& window : windows) {
+        plan.tokens += window.length;
+        plan.multiply_adds += shared_multiply_adds(architecture, schedule, window.length, window.length);
+    }
+    VariantSweep sweep(backend, architecture, weights, plans, nullptr);
+    sweep.limit_memory(device_bytes, host_bytes);
+    const std::vector<WindowBatch> batches = batch_windows(corpus, windows, sweep.batch_tokens(windows));
+    const WindowBatch& largest = *std::max_element(
+        batches.begin(), batches.end(),
+        [](const WindowBatch& a, const WindowBatch& b) { return a.batch * a.length < b.batch * b.length; });
+    plan.batches = std::ssize(batches);
+    plan.memory = sweep.plan(largest.batch, largest.length);
+    return plan;
 }
 
 }  // namespace minipuzzle::importance

@@ -2,9 +2,12 @@
 #pragma once
 
 #include <filesystem>
+#include <optional>
 #include <vector>
 
 #include "importance/pairs.h"
+#include "importance/precision_check.h"
+#include "importance/width.h"
 #include "runtime/run_control.h"
 #include "runtime/score_table.h"
 #include "runtime/variant_sweep.h"
@@ -15,14 +18,15 @@ struct ScoreOptions {
     int64_t seq_len = 512;
     int64_t samples = 0;  // windows, in seeded order; 0: all, in corpus order
     uint64_t seed = 0;
-    bool width = false;  // rank FFN neurons and measure ffn_width_curve
-    std::vector<int64_t>
-        widths;  // grid of the curve; empty: eight steps of a sixteenth of the width (rounded to 8)
+    bool width = false;           // rank neurons and heads, and measure ffn_width_curve
+    std::vector<int64_t> widths;  // of the curve; empty: default_width_grid()
+    WidthAggregation width_aggregation;
     std::optional<PairOptions> pairs;
-    int64_t iterative = 0;             // steps of iterative removal
-    std::vector<int64_t> layer_bytes;  // per layer, at the budget's workload; empty without a budget
-    std::filesystem::path state;       // where finished batches are kept, "" for nowhere
-    bool resume = false;               // continue from `state`
+    int64_t iterative = 0;              // steps of iterative removal
+    std::vector<int64_t> layer_bytes;   // per layer, at the budget's workload; empty without a budget
+    std::optional<NarrowSweep> narrow;  // where the weights given are narrower than the compute type
+    std::filesystem::path state;        // where finished batches are kept, "" for nowhere
+    bool resume = false;                // continue from `state`
     RunControl control;
 };
 
@@ -35,8 +39,22 @@ struct ScoreOutcome {
 };
 
 // Scores every layer of the model on the corpus. Error bad_input: a NaN loss (names the window), a state that
-// belongs to other inputs.
+// belongs to other inputs. `weights` are given up for options.narrow's in the end.
 ScoreOutcome score(Backend& backend, const Architecture& architecture, WeightSource weights,
                    const ModelIdentity& identity, const Corpus& corpus, const ScoreOptions& options);
+
+// What score() would do.
+struct ScorePlan {
+    int64_t windows = 0, tokens = 0, batches = 0;
+    SweepMemory memory;        // of the largest batch
+    double multiply_adds = 0;  // of all sweeps
+};
+
+// The dry run of the leave-one-out sweep, width curve included: nothing is computed or written, `weights`
+// need no memory behind them. `device_bytes` and `host_bytes`: what is free beside the weights. Errors as
+// score()'s, and VariantSweep::plan's.
+ScorePlan plan_score(Backend& backend, const Architecture& architecture, WeightSource weights,
+                     const Corpus& corpus, const ScoreOptions& options, int64_t device_bytes,
+                     int64_t host_bytes);
 
 }  // namespace minipuzzle::importance

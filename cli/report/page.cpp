@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "cli/report/agreement_matrix.h"
 #include "cli/report/claims.h"
 #include "cli/report/frontier_chart.h"
 #include "cli/report/html.h"
@@ -11,10 +12,13 @@
 #include "cli/report/layer_strips.h"
 #include "cli/report/loss_curve.h"
 #include "cli/report/memory_chart.h"
+#include "cli/report/pair_map.h"
+#include "cli/report/removal_chart.h"
 #include "cli/report/results_table.h"
 #include "cli/report/style.h"
 #include "cli/report/width_curve.h"
 #include "cli/report/words.h"
+#include "cli/score_analysis.h"
 
 namespace minipuzzle::report {
 namespace {
@@ -38,10 +42,7 @@ std::optional<Objective> shown_objective(const ReportInputs& inputs) {
                            [&](const LayerScore& layer) { return value(layer, objective).has_value(); });
     };
     if (inputs.search && known(inputs.search->objective)) return inputs.search->objective;
-    for (const Objective objective : {Objective::loss_delta, Objective::kl, Objective::hidden_mse,
-                                      Objective::logit_nmse, Objective::one_minus_cosine})
-        if (known(objective)) return objective;
-    return Objective::loss_delta;
+    return cli::shown_metric(*inputs.scores);
 }
 
 // "96.6 % of the teacher's 17.23 M".
@@ -119,6 +120,33 @@ std::string importance_section(const ReportInputs& inputs) {
                    figure);
 }
 
+// What scores hold beyond a row a layer; each where it is there.
+std::string analysis_sections(const ReportInputs& inputs) {
+    if (!inputs.scores) return "";
+    const ScoreTable& scores = *inputs.scores;
+    std::string out;
+    if (const std::string figure = agreement_matrix(scores); !figure.empty())
+        out +=
+            section("How far the metrics agree",
+                    "Spearman\u2019s rank correlation between the metrics, over all layers and inside each "
+                    "type: 1 where two of them put the layers in the same order, 0 where their orders have "
+                    "nothing in common.",
+                    figure);
+    if (const std::string figure = removal_chart(scores); !figure.empty())
+        out +=
+            section("Removing layer after layer",
+                    "Every step removes the layer that costs least in what the steps before left over, and "
+                    "measures the rest anew; where the line leaves the dashed one, layers are not "
+                    "independent.",
+                    figure);
+    if (const std::string figure = pair_map(scores); !figure.empty())
+        out += section("Layers in pairs",
+                       "A cell is two layers: what losing both costs beyond the sum of losing each alone, in "
+                       "nats per token; the row is the first of the two, the column the second.",
+                       figure + pair_table(scores));
+    return out;
+}
+
 std::string search_sections(const ReportInputs& inputs) {
     if (!inputs.search) return "";
     const nas::SearchResult& search = *inputs.search;
@@ -185,8 +213,8 @@ std::string report_page(const ReportInputs& inputs) {
         "<body>\n<main>\n",
         escape(title), kStyle);
     page += header(inputs) + tiles(inputs) + results_section(inputs) + importance_section(inputs) +
-            search_sections(inputs) + distillation_sections(inputs) + claims_section(inputs) +
-            sources_section(inputs);
+            analysis_sections(inputs) + search_sections(inputs) + distillation_sections(inputs) +
+            claims_section(inputs) + sources_section(inputs);
     return page + fmt::format("<footer>minipuzzle {}</footer>\n</main>\n</body>\n</html>\n", version());
 }
 

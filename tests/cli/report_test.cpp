@@ -6,7 +6,6 @@
 #include <fstream>
 #include <limits>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "cli/report/html.h"
@@ -16,68 +15,15 @@
 #include "cli/report/page.h"
 #include "cli/report/svg.h"
 #include "tests/catch.h"
+#include "tests/cli/report_support.h"
 #include "tests/support/errors.h"
 #include "tests/support/temp_dir.h"
 
 using namespace minipuzzle;
 using namespace minipuzzle::report;
+using namespace minipuzzle::test;
 
 namespace {
-
-int64_t occurrences(std::string_view text, std::string_view wanted) {
-    int64_t count = 0;
-    for (std::size_t at = text.find(wanted); at != text.npos; at = text.find(wanted, at + wanted.size()))
-        ++count;
-    return count;
-}
-
-// Empty where every tag is closed in order, else what is wrong. Text must not hold a bare '<'.
-std::string unbalanced(std::string_view page) {
-    std::vector<std::string> open;
-    for (std::size_t at = page.find('<'); at != page.npos; at = page.find('<', at + 1)) {
-        const std::size_t end = page.find('>', at);
-        if (end == page.npos) return "a tag without its end";
-        const std::string_view tag = page.substr(at + 1, end - at - 1);
-        if (tag.empty() || tag[0] == '!' || tag.back() == '/') continue;
-        if (std::count(tag.begin(), tag.end(), '"') % 2 != 0) return fmt::format("odd quotes in <{}>", tag);
-        const std::string name(tag.substr(tag[0] == '/', tag.find_first_of(" \n") - (tag[0] == '/')));
-        if (tag[0] != '/') {
-            open.push_back(name);
-            continue;
-        }
-        if (open.empty() || open.back() != name)
-            return fmt::format("</{}> closes <{}>", name, open.empty() ? "" : open.back());
-        open.pop_back();
-    }
-    return open.empty() ? "" : fmt::format("<{}> stays open", open.back());
-}
-
-std::string pattern_of(int64_t layers) {
-    std::string pattern;
-    for (int64_t i = 0; i < layers; ++i) pattern += i % 11 == 7 ? '*' : i % 2 == 0 ? 'M' : '-';
-    return pattern;
-}
-
-LayerType type_at(const std::string& pattern, std::size_t layer) {
-    return pattern[layer] == 'M'   ? LayerType::mamba
-           : pattern[layer] == '*' ? LayerType::attention
-                                   : LayerType::ffn;
-}
-
-ScoreTable scores_of(const std::string& pattern) {
-    ScoreTable table;
-    table.model = {.path = "teacher", .pattern = pattern, .arch_hash = "", .weights_hash = ""};
-    table.base_loss = 2.5;
-    for (std::size_t i = 0; i < pattern.size(); ++i) {
-        LayerScore layer;
-        layer.layer = static_cast<int64_t>(i);
-        layer.type = type_at(pattern, i);
-        layer.loss_delta = 0.01 + 0.001 * static_cast<double>(i % 17);
-        layer.loss_delta_ci = {{*layer.loss_delta - 0.002, *layer.loss_delta + 0.002}};
-        table.layers.push_back(layer);
-    }
-    return table;
-}
 
 nas::SearchResult search_of(const std::string& pattern, int64_t candidates) {
     nas::SearchResult search;

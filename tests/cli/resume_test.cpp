@@ -54,7 +54,8 @@ TEST_CASE("score: killed or asked to stop, then resumed: the same bytes", "[slow
     const auto whole = run(arguments);
     INFO(whole.err);
     REQUIRE(whole.code == 0);
-    const std::string expected = content_of(out), csv = content_of(dir / "scores.csv");
+    const std::string expected = content_of(out), csv = content_of(dir / "scores.csv"),
+                      width = content_of(dir / "scores.width.safetensors");
     for (const int signal : {SIGKILL, SIGTERM, SIGUSR1}) {
         fs::remove(out);
         fs::remove(dir / "scores.csv");
@@ -62,7 +63,9 @@ TEST_CASE("score: killed or asked to stop, then resumed: the same bytes", "[slow
         interrupted_run(dir, arguments, signal);
         CHECK(content_of(out) == expected);
         CHECK(content_of(dir / "scores.csv") == csv);
+        CHECK(content_of(dir / "scores.width.safetensors") == width);
         CHECK_FALSE(fs::exists(out + ".state"));
+        CHECK_FALSE(fs::exists(out + ".state.width"));
     }
 }
 

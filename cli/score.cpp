@@ -58,8 +58,6 @@ auto without_leftover(const fs::path& state, Work work) {
 std::string summary(const importance::ScoreOutcome& outcome) {
     const ScoreTable& scores = outcome.table;
     std::string text = scores_summary(scores);
-    if (scores.iterative) text += "\n" + removal_summary(scores);
-    if (scores.pairs) text += "\n" + pairs_summary(scores);
     text += "\n" + sharing_line("layers", {outcome.multiply_adds, outcome.separate_multiply_adds});
     if (scores.pairs) text += sharing_line("pairs", outcome.pairs);
     if (scores.iterative) text += sharing_line("iterative", outcome.iterative);
@@ -154,7 +152,9 @@ CommandResult ScoreCommand::run(const Context& context) {
                               .samples = windows.samples,
                               .seed = context.seed(),
                               .width = width.has_value(),
-                              .widths = width.value_or(std::vector<int64_t>{})});
+                              .widths = width.value_or(std::vector<int64_t>{}),
+                              .pairs = pairs,
+                              .iterative = conditional.iterative});
     phases.begin("load");
     OpenedModel loaded(*backend, model, weights, context);
     const Corpus corpus = loaded.reader().for_measuring(data);

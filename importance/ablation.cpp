@@ -60,6 +60,22 @@ LayerScore layer_score(const Architecture& architecture, int64_t layer, const Sw
     return score;
 }
 
+// Of pairs and removal, as far as it is known.
+double conditional_multiply_adds(const Architecture& architecture, const std::vector<Window>& windows,
+                                 const ScoreOptions& options) {
+    const int64_t layers = std::ssize(architecture.layers), all = std::ssize(windows);
+    double sum = 0;
+    const auto add = [&](const std::vector<LayerSet>& sets, int64_t first) {
+        if (sets.empty()) return;
+        const SweepSchedule schedule = make_schedule(architecture, plans_of(sets));
+        for (int64_t w = 0; w < first; ++w)
+            sum += shared_multiply_adds(architecture, schedule, windows[w].length, windows[w].length);
+    };
+    if (options.pairs) add(expected_pairs(*options.pairs, layers), pair_windows(*options.pairs, all));
+    for (int64_t step = 1; step < options.iterative; ++step) add(expected_removals(step, layers), all);
+    return sum;
+}
+
 }  // namespace
 
 ScoreOutcome score(Backend& backend, const Architecture& architecture, WeightSource weights,
@@ -123,15 +139,18 @@ ScorePlan plan_score(Backend& backend, const Architecture& architecture, WeightS
                      int64_t host_bytes) {
     const std::vector<Window> windows =
         choose_windows(corpus, options.seq_len, options.samples, options.seed);
+    check_conditional(architecture, options, std::ssize(windows));
     std::vector<StudentPlan> plans = leave_one_out(architecture);
-    for (int64_t width : narrower_widths(architecture, options))
-        plans.push_back({.drop = {}, .ffn_width = width});
+    if (options.width)
+        for (int64_t width : narrower_widths(architecture, options.widths))
+            plans.push_back({.drop = {}, .ffn_width = width});
     const SweepSchedule schedule = make_schedule(architecture, plans);
     ScorePlan plan{.windows = std::ssize(windows)};
     for (const Window& window : windows) {
         plan.tokens += window.length;
         plan.multiply_adds += shared_multiply_adds(architecture, schedule, window.length, window.length);
     }
+    plan.multiply_adds += conditional_multiply_adds(architecture, windows, options);
     VariantSweep sweep(backend, architecture, weights, plans, nullptr);
     sweep.limit_memory(device_bytes, host_bytes);
     const std::vector<WindowBatch> batches = batch_windows(corpus, windows, sweep.batch_tokens(windows));

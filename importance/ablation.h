@@ -50,7 +50,8 @@ struct ScorePlan {
     double multiply_adds = 0;  // of all sweeps
 };
 
-// The dry run of the leave-one-out sweep, width curve included: nothing is computed or written, `weights`
+// The dry run: memory of the leave-one-out sweep, width curve included (pairs are cut to what fits); work of
+// all: nothing is computed or written, `weights`
 // need no memory behind them. `device_bytes` and `host_bytes`: what is free beside the weights. Errors as
 // score()'s, and VariantSweep::plan's.
 ScorePlan plan_score(Backend& backend, const Architecture& architecture, WeightSource weights,

@@ -77,6 +77,8 @@ struct ScoreCommand : Command {
     std::optional<std::vector<int64_t>> width;
     std::string width_aggregation = "mean,l2";
     ConditionalOptions conditional;
+    bool until_certain = false;
+    std::optional<double> tie;  // nats
     std::optional<Amount> mem_budget;
     WorkloadOptions workload;
     bool full_hash = false, resume = false, dry_run = false;

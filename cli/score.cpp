@@ -7,6 +7,7 @@
 
 #include "cli/commands.h"
 #include "cli/conditional.h"
+#include "cli/cut.h"
 #include "cli/inspect.h"
 #include "cli/opened_model.h"
 #include "cli/phases.h"
@@ -67,7 +68,7 @@ std::string summary(const importance::ScoreOutcome& outcome) {
 // Per-layer bytes of the budget's workload, said aloud; empty without a budget.
 std::vector<int64_t> weighed_layers(const ScoreCommand& command, const OpenedModel& model,
                                     const Context& context) {
-    if (!command.mem_budget) return {};
+    if (!command.mem_budget || command.conditional.iterative == 0) return {};
     const nas::Workload workload = workload_of(command.workload, model.checkpoint());
     const int64_t total = nas::memory_of(model.architecture(), workload).total();
     context.console.note(describe_budget("budget", *command.mem_budget, AmountOf::bytes, total));
@@ -123,8 +124,14 @@ OptionTable ScoreCommand::options() {
     table.word("width-aggregation", {"mean,l2", "mean,mean", "l2,l2", "l2,mean"}, width_aggregation,
                "how that ranking's activations are summed over a sequence, and over sequences");
     conditional.add_to(table);
-    table.amount("mem-budget", AmountOf::bytes, mem_budget,
-                 "weigh the layers that --iterative takes away by their bytes at this workload");
+    table.flag("until-certain", until_certain,
+               "measure a layer only until it is certain on which side of the cut it lies: the layers that "
+               "search drops for --mem-budget");
+    table.number("tie", tie, "differences under so many nats count as ties [0.002]");
+    table.amount(
+        "mem-budget", AmountOf::bytes, mem_budget,
+        "the student's deployment memory at most: gives --until-certain its cut, and --iterative the "
+        "bytes that it weighs layers by");
     workload.add_to(table);
     table.flag("full-hash", full_hash, "hash the weights' content, not only their headers and sizes");
     table.flag("resume", resume, "go on where an interrupted run stopped");
@@ -136,12 +143,13 @@ CommandResult ScoreCommand::run(const Context& context) {
     require_option(*this, "model", !model.empty() || !weights.arch.empty());
     require_option(*this, "data", !data.empty());
     const std::optional<importance::PairOptions> pairs = pair_options(conditional);
-    if (mem_budget && conditional.iterative == 0) fail_usage("--mem-budget goes with --iterative");
     const auto aggregation = importance::parse_width_aggregation(width_aggregation);
     if (!width && width_aggregation != importance::name(importance::WidthAggregation()))
         fail_usage("--width-aggregation: expected with --width only, which asks for the ranking");
+    check_certainty_options(*this);
     const ScoreFiles files(out);
     files.check();
+    const std::optional<importance::UntilCertain> certain = until_certain_options(*this, context);
 
     Phases phases(context.console);
     phases.begin("context");
@@ -168,6 +176,7 @@ CommandResult ScoreCommand::run(const Context& context) {
                                      .pairs = pairs,
                                      .iterative = conditional.iterative,
                                      .layer_bytes = weighed_layers(*this, loaded, context),
+                                     .until_certain = certain,
                                      .state = files.state,
                                      .resume = resume,
                                      .control = context.control};
@@ -195,10 +204,12 @@ CommandResult ScoreCommand::run(const Context& context) {
     write_file_atomically(files.json, text);
     importance::ScoreState::remove(files.state);
 
+    const std::string warning = ranking_warning(scores, outcome.documents);
+    if (!warning.empty()) context.console.note(warning);
     Json json = Json::parse(text);
     return {.json = std::move(json),
-            .text = summary(outcome) + (width ? width_line(outcome.width) : "") + "wrote " +
-                    files.json.string() + "\n"};
+            .text = summary(outcome) + (width ? width_line(outcome.width) : "") +
+                    certainty_summary(scores, outcome.documents) + "wrote " + files.json.string() + "\n"};
 }
 
 }  // namespace minipuzzle::cli

@@ -7,6 +7,7 @@
 
 #include "importance/pairs.h"
 #include "importance/precision_check.h"
+#include "importance/until_certain.h"
 #include "importance/width.h"
 #include "runtime/run_control.h"
 #include "runtime/score_table.h"
@@ -22,11 +23,12 @@ struct ScoreOptions {
     std::vector<int64_t> widths;  // of the curve; empty: default_width_grid()
     WidthAggregation width_aggregation;
     std::optional<PairOptions> pairs;
-    int64_t iterative = 0;              // steps of iterative removal
-    std::vector<int64_t> layer_bytes;   // per layer, at the budget's workload; empty without a budget
-    std::optional<NarrowSweep> narrow;  // where the weights given are narrower than the compute type
-    std::filesystem::path state;        // where finished batches are kept, "" for nowhere
-    bool resume = false;                // continue from `state`
+    int64_t iterative = 0;                      // steps of iterative removal
+    std::vector<int64_t> layer_bytes;           // per layer, at the budget's workload; empty without a budget
+    std::optional<UntilCertain> until_certain;  // then `samples` bounds the windows of any layer
+    std::optional<NarrowSweep> narrow;          // where the weights given are narrower than the compute type
+    std::filesystem::path state;                // where finished batches are kept, "" for nowhere
+    bool resume = false;                        // continue from `state`
     RunControl control;
 };
 
@@ -36,10 +38,12 @@ struct ScoreOutcome {
     // Of the leave-one-out sweep alone: done, and what layers + 1 separate passes would have taken.
     double multiply_adds = 0, separate_multiply_adds = 0;
     SweepWork pairs, iterative;
+    int64_t documents = 0;  // that the windows came from
 };
 
 // Scores every layer of the model on the corpus. Error bad_input: a NaN loss (names the window), a state that
-// belongs to other inputs. `weights` are given up for options.narrow's in the end.
+// belongs to other inputs, too few documents for until_certain; usage: until_certain with width, pairs or
+// iterative. `weights` are given up for options.narrow's in the end.
 ScoreOutcome score(Backend& backend, const Architecture& architecture, WeightSource weights,
                    const ModelIdentity& identity, const Corpus& corpus, const ScoreOptions& options);
 

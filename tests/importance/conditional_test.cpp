@@ -57,7 +57,7 @@ TEST_CASE("Stopped in pairs or in a step of removal, then resumed: the same byte
     const int all_polls = polls;
     REQUIRE(all_polls >= 5);  // at least once a sweep: layers, pairs, three steps of removal
     at.options.state = at.mini.scratch.path() / "state";
-    for (int fifth = 1; fifth <= 5; ++fifth) {
+    for (const int fifth : {2, 5}) {
         INFO("stopped at " << fifth << " fifths");
         at.options.resume = false;
         polls = 0;
@@ -67,7 +67,7 @@ TEST_CASE("Stopped in pairs or in a step of removal, then resumed: the same byte
         polls = stop_at = 0;
         CHECK(scores_json(at.run().table) == whole);
         // What was measured is not measured again: by the second fifth the layers are.
-        if (fifth >= 2) CHECK(polls < all_polls);
+        CHECK(polls < all_polls);
         if (fifth == 5) CHECK(polls < all_polls / 2);
     }
 }

@@ -12,6 +12,7 @@
 
 using namespace minipuzzle;
 using namespace minipuzzle::importance;
+using Catch::Matchers::Contains;
 
 namespace {
 

@@ -2,9 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
-
-#include "cli/table.h"
 #include "kernels/check.h"
 #include "nas/memory_model.h"
 
@@ -12,20 +9,12 @@ namespace minipuzzle::cli {
 
 namespace {
 
-std::string cell(const std::optional<Interval>& interval) {
-    return interval ? fmt::format("{:.4f} .. {:.4f}", (*interval)[0], (*interval)[1]) : "-";
-}
-
 int64_t window_of(const std::string& text) {
     try {
         return parse_count(text);
     } catch (const Error&) {
         fail_usage(fmt::format("--pairs {}: expected how many layers apart at most, or all", text));
     }
-}
-
-std::string type_name(const ScoreTable& scores, int64_t layer) {
-    return std::string(name(scores.layers[layer].type));
 }
 
 }  // namespace
@@ -65,47 +54,6 @@ std::string sharing_line(const std::string& what, const importance::SweepWork& w
     return fmt::format("{}: {:.4g} multiply-adds, {:.3f} of the {:.4g} that separate passes take\n", what,
                        work.multiply_adds, work.multiply_adds / work.separate_multiply_adds,
                        work.separate_multiply_adds);
-}
-
-std::string removal_summary(const ScoreTable& scores) {
-    const auto& steps = scores.iterative->steps;
-    const bool weighed = !steps.empty() && steps.front().bytes;
-    std::vector<std::string> header = {"step", "layer", "type", "loss_delta in all", "95 % interval"};
-    if (weighed) header.insert(header.end(), {"bytes", "bytes in all"});
-    Table table(header);
-    int64_t bytes = 0;
-    for (std::size_t i = 0; i < steps.size(); ++i) {
-        std::vector<std::string> row = {std::to_string(i + 1), std::to_string(steps[i].removed),
-                                        type_name(scores, steps[i].removed), cell(steps[i].loss_delta),
-                                        cell(steps[i].loss_delta_ci)};
-        if (weighed) {
-            bytes += *steps[i].bytes;
-            row.insert(row.end(), {std::to_string(*steps[i].bytes), std::to_string(bytes)});
-        }
-        table.add(row);
-    }
-    return fmt::format("layers taken away one after the other{}\n{}",
-                       weighed ? ", the least rise of the loss per byte first" : "", table.text());
-}
-
-std::string pairs_summary(const ScoreTable& scores) {
-    constexpr std::size_t kShown = 5;
-    std::vector<const PairScore*> order;
-    for (const PairScore& pair : scores.pairs->pairs) order.push_back(&pair);
-    std::stable_sort(order.begin(), order.end(),
-                     [](const PairScore* a, const PairScore* b) { return a->interaction > b->interaction; });
-    Table table({"layers", "types", "interaction", "95 % interval", "loss_delta"});
-    const auto add = [&](const PairScore& pair) {
-        table.add({fmt::format("{} and {}", pair.first, pair.second),
-                   fmt::format("{}, {}", type_name(scores, pair.first), type_name(scores, pair.second)),
-                   cell(pair.interaction), cell(pair.interaction_ci), cell(pair.loss_delta)});
-    };
-    for (std::size_t i = 0; i < order.size() && i < kShown && order[i]->interaction > 0; ++i) add(*order[i]);
-    const std::size_t from = order.size() > kShown ? order.size() - kShown : 0;
-    for (std::size_t i = from; i < order.size(); ++i)
-        if (order[i]->interaction <= 0) add(*order[i]);
-    return fmt::format("{} pairs on {} sequences; those that stand in for each other most, and least\n{}",
-                       order.size(), scores.pairs->sequences, table.text());
 }
 
 }  // namespace minipuzzle::cli

@@ -1,4 +1,4 @@
-// score's options on pairs and iterative removal, and what their results say to people.
+// score's options on pairs and iterative removal.
 #pragma once
 
 #include <optional>
@@ -19,10 +19,5 @@ std::vector<int64_t> layer_bytes(const Architecture& architecture, const nas::Wo
 
 // "pairs: 1.2e+12 multiply-adds, 0.131 of the 9.1e+12 that separate passes take".
 std::string sharing_line(const std::string& what, const importance::SweepWork& work);
-
-// The steps of removal, a row each.
-std::string removal_summary(const ScoreTable& scores);
-// The strongest interactions of either sign.
-std::string pairs_summary(const ScoreTable& scores);
 
 }  // namespace minipuzzle::cli

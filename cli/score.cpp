@@ -59,8 +59,6 @@ auto without_leftover(const fs::path& state, Work work) {
 std::string summary(const importance::ScoreOutcome& outcome) {
     const ScoreTable& scores = outcome.table;
     std::string text = scores_summary(scores);
-    if (scores.iterative) text += "\n" + removal_summary(scores);
-    if (scores.pairs) text += "\n" + pairs_summary(scores);
     text += "\n" + sharing_line("layers", {outcome.multiply_adds, outcome.separate_multiply_adds});
     if (scores.pairs) text += sharing_line("pairs", outcome.pairs);
     if (scores.iterative) text += sharing_line("iterative", outcome.iterative);

@@ -278,15 +278,10 @@ std::string scores_summary(const ScoreTable& scores) {
     if (scores.certainty) parts += certainty_line(*scores.certainty) + certainty_lists(*scores.certainty);
     if (scores.stability) parts += stability_line(*scores.stability) + widest_ranks(scores);
     if (scores.precision) parts += precision_line(*scores.precision);
-    if (scores.iterative) {
-        std::vector<int64_t> order;
-        for (const RemovalStep& step : scores.iterative->steps) order.push_back(step.removed);
-        parts +=
-            wrapped(fmt::format("iterative removal: {}; loss_delta {:.4f} in the end", fmt::join(order, ", "),
-                                order.empty() ? 0.0 : scores.iterative->steps.back().loss_delta));
-    }
-    if (scores.pairs) parts += "pair interactions: " + pairs_line(*scores.pairs);
-    return text + (parts.empty() ? "" : "\n" + parts);
+    if (!parts.empty()) text += "\n" + parts;
+    if (scores.iterative) text += removals_text(scores);
+    if (scores.pairs) text += pairs_text(scores);
+    return text;
 }
 
 }  // namespace minipuzzle::cli

@@ -13,6 +13,7 @@
 
 using namespace minipuzzle;
 using namespace minipuzzle::importance;
+using Catch::Matchers::Contains;
 
 namespace {
 

@@ -17,6 +17,7 @@ OptionTable BenchCommand::options() {
     weights.add_to(table);
     table.count("prefill", prefill, "with a model: tokens of a sequence", 1);
     table.count("batch", batch, "with a model: sequences at once", 1);
+    table.count("samples", samples, "with a model: sequences in all, in batches; 0: one batch");
     table.flag("sweep", sweep, "with a model: time a leave-one-out sweep, not one forward pass");
     table.text(
         "distill", "STUDENT", distill,
@@ -39,8 +40,12 @@ void check_distill(const BenchCommand& command) {
     if (command.distill.empty() && given)
         fail_usage(
             "--seq-len, --moments, --recompute, --memory and --no-deterministic go with bench --distill");
-    if (!command.distill.empty() && (command.sweep || command.prefill != none.prefill))
-        fail_usage("bench --distill times training steps: no --sweep, and --seq-len instead of --prefill");
+    if (!command.distill.empty() && (command.sweep || command.samples > 0 || command.prefill != none.prefill))
+        fail_usage(
+            "bench --distill times training steps: no --sweep or --samples, and --seq-len instead of "
+            "--prefill");
+    if (!command.distill.empty() && command.weights.number_format() != Precision::bf16)
+        fail_usage("bench --distill trains in bf16: no --precision fp8");
 }
 
 }  // namespace
@@ -54,10 +59,11 @@ CommandResult BenchCommand::run(const Context& context) {
     check_distill(*this);
     if (what.empty() && !distill.empty()) return bench_distill(context, *this);
     if (what.empty()) return bench_model(context, *this);
-    if (a_model || !distill.empty() || weights.random_weights || weights.weight_memory > 0 || sweep)
+    if (a_model || !distill.empty() || weights.random_weights || weights.weight_memory > 0 || sweep ||
+        weights.number_format() != Precision::bf16)
         fail_usage(
             "bench ops has shapes of its own: no --model, --arch, --random-weights, --weight-memory, "
-            "--sweep, --distill");
+            "--precision, --sweep, --distill");
     return bench_ops(context, match);
 }
 

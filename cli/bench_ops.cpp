@@ -83,13 +83,15 @@ Measured measure(Backend& backend, Operation& operation, int threads) {
 
 // ---- the result
 
+double flops_of(const Cost& cost) { return cost.flops + cost.quantised_flops; }
+
 struct Rate {
     bool memory;
     double value, share;  // GB/s or TFLOP/s; of the device's limit
 
     Rate(const Limits& limits, const Needs& needs, const Timing& timing)
         : memory(limits.memory_bound(needs.cost)),
-          value(memory ? needs.cost.bytes / timing.ms * 1e-6 : needs.cost.flops / timing.ms * 1e-9),
+          value(memory ? needs.cost.bytes / timing.ms * 1e-6 : flops_of(needs.cost) / timing.ms * 1e-9),
           share(limits.seconds(needs.cost) * 1e3 / timing.ms) {}
     const char* unit() const { return memory ? "GB/s" : "TFLOP/s"; }
 };
@@ -100,10 +102,12 @@ Json to_json(const Limits& limits) {
          {{"name", limits.copy.name}, {"ms", limits.copy.ms}, {"bytes_per_second", limits.copy.per_second}}},
         {"products", Json::array()},
         {"bytes_per_second", limits.bandwidth},
-        {"flops_per_second", limits.product_rate}};
-    for (const LimitRow& row : limits.products)
-        json["products"].push_back(
-            {{"name", row.name}, {"ms", row.ms}, {"flops_per_second", row.per_second}});
+        {"flops_per_second", limits.product_rate},
+        {"quantised_flops_per_second", limits.quantised_product_rate}};
+    for (const auto* rows : {&limits.products, &limits.quantised_products})
+        for (const LimitRow& row : *rows)
+            json["products"].push_back(
+                {{"name", row.name}, {"ms", row.ms}, {"flops_per_second", row.per_second}});
     return json;
 }
 
@@ -111,7 +115,7 @@ Json to_json(const Measured& measured, const Limits& limits) {
     Json json = {{"operation", measured.operation},
                  {"shape", measured.shape},
                  {"bytes", measured.needs.cost.bytes},
-                 {"flops", measured.needs.cost.flops},
+                 {"flops", flops_of(measured.needs.cost)},
                  {"ms", nullptr},
                  {"launches", 0},
                  {"limit", nullptr},
@@ -138,8 +142,9 @@ std::string text_of(const Limits& limits) {
     Table table({"limit", "ms", "rate"});
     table.add(
         {limits.copy.name, cell(limits.copy.ms, 3), fmt::format("{:.1f} GB/s", limits.bandwidth * 1e-9)});
-    for (const LimitRow& row : limits.products)
-        table.add({row.name, cell(row.ms, 3), fmt::format("{:.3g} TFLOP/s", row.per_second * 1e-12)});
+    for (const auto* rows : {&limits.products, &limits.quantised_products})
+        for (const LimitRow& row : *rows)
+            table.add({row.name, cell(row.ms, 3), fmt::format("{:.3g} TFLOP/s", row.per_second * 1e-12)});
     return table.text();
 }
 

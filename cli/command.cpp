@@ -39,6 +39,13 @@ void WeightOptions::add_to(OptionTable& table) {
     table.flag("random-weights", random_weights,
                "weights drawn from --seed and the tensors' names, to measure speed and memory");
     add_weight_memory(table, weight_memory);
+    table.word("precision", {"bf16", "fp8"}, precision,
+               "fp8: projections in E4M3 but for the first two and last two layers; bf16: none (float32 on "
+               "the CPU)");
+}
+
+Precision WeightOptions::number_format() const {
+    return precision == name(Precision::fp8) ? Precision::fp8 : Precision::bf16;
 }
 
 void add_weight_memory(OptionTable& table, int64_t& weight_memory) {

@@ -26,8 +26,10 @@ struct WeightOptions {
     std::string arch;
     bool random_weights = false;
     int64_t weight_memory = 0;  // bytes; 0: all weights on the device
+    std::string precision = "bf16";
 
     void add_to(OptionTable& table);
+    Precision number_format() const;
 };
 
 // The one option of these that goes with any model.
@@ -73,10 +75,13 @@ struct ScoreCommand : Command {
     std::vector<std::string> data;
     WindowOptions windows;
     std::optional<std::vector<int64_t>> width;
+    std::string width_aggregation = "mean,l2";
     ConditionalOptions conditional;
+    bool until_certain = false;
+    std::optional<double> tie;  // nats
     std::optional<Amount> mem_budget;
     WorkloadOptions workload;
-    bool full_hash = false, resume = false;
+    bool full_hash = false, resume = false, dry_run = false;
 
     const char* name() const override { return "score"; }
     const char* help() const override { return "Switch off each layer in turn and measure the damage"; }
@@ -142,7 +147,7 @@ struct EvalCommand : Command {
 struct BenchCommand : Command {
     std::string what, match, model, distill;
     WeightOptions weights;
-    int64_t prefill = 8192, batch = 1, seq_len = 8192;
+    int64_t prefill = 8192, batch = 1, samples = 0, seq_len = 8192;
     TrainingOptions training;
     bool sweep = false;
 

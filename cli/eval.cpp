@@ -15,8 +15,9 @@ namespace {
 
 constexpr const char* kFormat = "minipuzzle.eval/1";
 
-Json header(const Context& context, const ModelIdentity& identity) {
+Json header(const Context& context, const ModelIdentity& identity, Precision precision) {
     Json json = artefact_header(kFormat, context.provenance());
+    if (precision != Precision::bf16) json["precision"] = name(precision);
     json["model"] = {
         {"path", identity.path}, {"arch_hash", identity.arch_hash}, {"weights_hash", identity.weights_hash}};
     return json;
@@ -129,7 +130,7 @@ CommandResult EvalCommand::run(const Context& context) {
         if (!width_scores.empty()) widths = read_width_scores(width_scores);
         for (std::size_t i = 0; i < students.size(); ++i)
             check_plan(students[i], loaded.architecture(), fmt::format("{}:{}", plans, i + 1));
-        result = plans_result(header(context, loaded.identity()), students,
+        result = plans_result(header(context, loaded.identity(), weights.number_format()), students,
                               sweep(*backend, loaded.architecture(), loaded.weights(), students,
                                     widths ? &*widths : nullptr, corpus, chosen, context.control));
     } else {
@@ -142,7 +143,7 @@ CommandResult EvalCommand::run(const Context& context) {
             reference_model.emplace(EvaluatedModel{against->architecture(), against->weights()});
         }
         result = evaluation_result(
-            header(context, loaded.identity()),
+            header(context, loaded.identity(), weights.number_format()),
             evaluate(*backend, {loaded.architecture(), loaded.weights()},
                      reference_model ? &*reference_model : nullptr, corpus, chosen, context.control));
     }

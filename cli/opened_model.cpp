@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "cli/units.h"
 #include "kernels/check.h"
 
@@ -17,8 +19,8 @@ double checksum(Backend& backend, const Architecture& architecture, const Weight
     double sum = 0;
     for_each_parameter(architecture, weights, [&](const ParameterInfo& info, Tensor& tensor) {
         if (info.slot.layer != layer) return;
-        double squares = 0;
-        backend.run(SquaredNorm{.x = tensor, .out = &squares});
+        double squares = 0;  // of a quantised matrix the scales': they follow its rows' largest values
+        backend.run(SquaredNorm{.x = is_quantized(tensor) ? *info.scale : tensor, .out = &squares});
         sum += squares;
     });
     return sum;
@@ -51,22 +53,48 @@ ModelSource::ModelSource(const std::string& folder, const WeightOptions& options
     }
 }
 
+DataReader ModelSource::reader() const {
+    if (checkpoint) return {checkpoint->folder(), architecture, checkpoint->config()};
+    return {std::filesystem::path(), architecture, Json::object()};
+}
+
 OpenedModel::OpenedModel(Backend& backend, const std::string& folder, const WeightOptions& options,
                          const Context& context)
-    : model_(folder, options, context.seed()) {
-    place(backend, options.weight_memory);
+    : model_(folder, options, context.seed()), weight_memory_(options.weight_memory) {
+    place(backend, weight_memory_, options.number_format());
     context.console.detail(fmt::format("{}: {}", model_.name, where()));
     if (context.globals.verbose && options.random_weights)
         print_checksums(backend, model_.architecture, weights(), context.console);
 }
 
-void OpenedModel::place(Backend& backend, int64_t weight_memory) {
+void OpenedModel::place(Backend& backend, int64_t weight_memory, Precision precision) {
     if (weight_memory > 0)
         streamed_ = std::make_unique<StreamedWeights>(backend, model_.architecture, *model_.source,
-                                                      model_.from(), weight_memory);
+                                                      model_.from(), weight_memory, precision);
     else
-        resident_ =
-            std::make_unique<WeightMemory>(load_weights(backend, model_.architecture, *model_.source));
+        resident_ = std::make_unique<WeightMemory>(
+            load_weights(backend, model_.architecture, *model_.source, precision));
+}
+
+WeightSource OpenedModel::reload_unquantized(Backend& backend) {
+    resident_.reset();
+    streamed_.reset();
+    const auto stream = [&](int64_t bytes) {
+        const int64_t least =
+            StreamedWeights::least_bytes(backend, model_.architecture, model_.from(), Precision::bf16);
+        place(backend, std::max(bytes, least), Precision::bf16);
+    };
+    if (weight_memory_ > 0) {
+        stream(weight_memory_);
+        return weights();
+    }
+    try {
+        place(backend, 0, Precision::bf16);
+    } catch (const Error& error) {
+        if (error.kind() != ErrorKind::out_of_memory) throw;
+        stream(backend.available() / 2);  // the other half is for what the layers compute
+    }
+    return weights();
 }
 
 std::string OpenedModel::where() const {
@@ -90,12 +118,6 @@ ModelIdentity OpenedModel::identity(bool full_hash) const {
             .pattern = model_.architecture.pattern(),
             .arch_hash = arch_hash(model_.architecture),
             .weights_hash = model_.name};
-}
-
-DataReader OpenedModel::reader() const {
-    if (model_.checkpoint)
-        return {model_.checkpoint->folder(), model_.architecture, model_.checkpoint->config()};
-    return {std::filesystem::path(), model_.architecture, Json::object()};
 }
 
 }  // namespace minipuzzle::cli

@@ -25,6 +25,8 @@ struct ModelSource {
     ModelSource(const ModelSource&) = delete;  // `source` refers to `checkpoint`
     ModelSource& operator=(const ModelSource&) = delete;
 
+    // For its data: with the folder's tokenizer, or for rows of tokens only.
+    DataReader reader() const;
     // Where streamed layers come from.
     StreamFrom from() const { return checkpoint ? StreamFrom::source : StreamFrom::pinned_memory; }
 };
@@ -38,6 +40,10 @@ class OpenedModel {
     OpenedModel(const OpenedModel&) = delete;
     OpenedModel& operator=(const OpenedModel&) = delete;
 
+    // Lets go of the weights and loads them once more in the compute type, streamed where they no longer fit:
+    // the device, or, by what must be there, --weight-memory.
+    WeightSource reload_unquantized(Backend& backend);
+
     const Architecture& architecture() const { return model_.architecture; }
     // Null with random weights.
     const Checkpoint* checkpoint() const { return model_.checkpoint ? &*model_.checkpoint : nullptr; }
@@ -46,14 +52,14 @@ class OpenedModel {
     StreamedWeights* streamed() const { return streamed_.get(); }
     int64_t device_bytes() const;  // that the weights take
     ModelIdentity identity(bool full_hash = false) const;
-    // For its data: with the folder's tokenizer, or for rows of tokens only.
-    DataReader reader() const;
+    DataReader reader() const { return model_.reader(); }
 
   private:
-    void place(Backend& backend, int64_t weight_memory);
+    void place(Backend& backend, int64_t weight_memory, Precision precision);
     std::string where() const;
 
     ModelSource model_;
+    int64_t weight_memory_;
     std::unique_ptr<WeightMemory> resident_;
     std::unique_ptr<StreamedWeights> streamed_;
 };

@@ -152,6 +152,21 @@ void OptionTable::number(const std::string& name, double& field, const std::stri
          .value = [&field] { return Json(field); }});
 }
 
+void OptionTable::number(const std::string& name, std::optional<double>& field, const std::string& help,
+                         double least) {
+    add({.name = name,
+         .short_names = "",
+         .metavar = "X",
+         .help = help,
+         .set =
+             [&field, least](const Words& words) {
+                 const double value = parse_number(only(words));
+                 if (value < least) fail_usage(fmt::format("{} is below {}", value, least));
+                 field = value;
+             },
+         .value = [&field] { return field ? Json(*field) : Json(); }});
+}
+
 void OptionTable::amount(const std::string& name, AmountOf unit, std::optional<Amount>& field,
                          const std::string& help) {
     add({.name = name,

@@ -43,6 +43,8 @@ class OptionTable {
     void count(const std::string& name, std::optional<int64_t>& field, const std::string& help);
     void bytes(const std::string& name, int64_t& field, const std::string& help);
     void number(const std::string& name, double& field, const std::string& help, double least = 0);
+    void number(const std::string& name, std::optional<double>& field, const std::string& help,
+                double least = 0);
     void amount(const std::string& name, AmountOf unit, std::optional<Amount>& field,
                 const std::string& help);
     void choices(const std::string& name, std::vector<int64_t>& field, const std::string& help);

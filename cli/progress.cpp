@@ -69,7 +69,8 @@ std::string Console::line(const ProgressUpdate& update, bool bar) const {
     text += fmt::format("{:.0f}%", share * 100);
     if (rate > 0) {
         text += fmt::format("  {}{}/s", format_rate(rate), update.unit);
-        text += fmt::format("  {} left", format_duration((update.total - update.done) / rate));
+        const double left = update.seconds_left.value_or((update.total - update.done) / rate);
+        text += fmt::format("  {} left", format_duration(left));
     }
     if (!update.detail.empty()) text += "  " + update.detail;
     return text;

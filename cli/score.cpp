@@ -1,14 +1,19 @@
 // minipuzzle score
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <filesystem>
+#include <numeric>
 
 #include "cli/commands.h"
 #include "cli/conditional.h"
+#include "cli/cut.h"
 #include "cli/inspect.h"
 #include "cli/opened_model.h"
 #include "cli/phases.h"
+#include "cli/score_dry_run.h"
 #include "importance/ablation.h"
+#include "importance/score_state.h"
 #include "kernels/check.h"
 #include "runtime/files.h"
 
@@ -46,7 +51,7 @@ auto without_leftover(const fs::path& state, Work work) {
     try {
         return work();
     } catch (const Error&) {
-        if (!was_there) fs::remove(state);
+        if (!was_there) importance::ScoreState::remove(state);
         throw;
     }
 }
@@ -65,12 +70,44 @@ std::string summary(const importance::ScoreOutcome& outcome) {
 // Per-layer bytes of the budget's workload, said aloud; empty without a budget.
 std::vector<int64_t> weighed_layers(const ScoreCommand& command, const OpenedModel& model,
                                     const Context& context) {
-    if (!command.mem_budget) return {};
+    if (!command.mem_budget || command.conditional.iterative == 0) return {};
     const nas::Workload workload = workload_of(command.workload, model.checkpoint());
     const int64_t total = nas::memory_of(model.architecture(), workload).total();
     context.console.note(describe_budget("budget", *command.mem_budget, AmountOf::bytes, total));
     context.console.note("workload: " + describe(workload));
     return layer_bytes(model.architecture(), workload);
+}
+
+// What the better half of a layer's units holds of their score: mean and range over the layers of a type.
+std::string held_by_half(const std::string& units, const std::vector<double>& shares) {
+    if (shares.empty()) return "";
+    const auto [least, most] = std::minmax_element(shares.begin(), shares.end());
+    const double all = std::accumulate(shares.begin(), shares.end(), 0.0);
+    return fmt::format("{}{:.0f} % ({:.0f} .. {:.0f})", units, 100 * all / static_cast<double>(shares.size()),
+                       100 * *least, 100 * *most);
+}
+
+// The first half of every list, rounded up, over all of the score.
+double half_share(const std::vector<std::vector<int32_t>>& lists, const std::vector<float>& score) {
+    double half = 0, all = 0;
+    for (const std::vector<int32_t>& list : lists)
+        for (std::size_t i = 0; i < list.size(); ++i) {
+            all += score[list[i]];
+            if (2 * i < list.size()) half += score[list[i]];
+        }
+    return all > 0 ? half / all : 0.5;
+}
+
+std::string width_line(const WidthScores& width) {
+    std::vector<double> neurons, heads, kv_heads;
+    for (const auto& [layer, order] : width.ffn_order)
+        neurons.push_back(half_share({order}, width.ffn_score.at(layer)));
+    for (const auto& [layer, groups] : width.mamba_head_order)
+        heads.push_back(half_share(groups, width.mamba_head_score.at(layer)));
+    for (const auto& [layer, order] : width.kv_head_order)
+        kv_heads.push_back(half_share({order}, width.kv_head_score.at(layer)));
+    return "the better half of a layer holds, of the score of its" + held_by_half(" FFN neurons ", neurons) +
+           held_by_half(", Mamba heads ", heads) + held_by_half(", KV heads ", kv_heads) + "\n";
 }
 
 }  // namespace
@@ -84,13 +121,23 @@ OptionTable ScoreCommand::options() {
                "the scores; a .csv and, with --width, a .width.safetensors stand beside it");
     windows.add_to(table);
     table.optional_choices("width", width,
-                           "rank FFN neurons and measure the model at these FFN widths [8 steps]");
+                           "rank FFN neurons, Mamba heads and KV heads, and measure the model at these FFN "
+                           "widths [8 steps]");
+    table.word("width-aggregation", {"mean,l2", "mean,mean", "l2,l2", "l2,mean"}, width_aggregation,
+               "how that ranking's activations are summed over a sequence, and over sequences");
     conditional.add_to(table);
-    table.amount("mem-budget", AmountOf::bytes, mem_budget,
-                 "weigh the layers that --iterative takes away by their bytes at this workload");
+    table.flag("until-certain", until_certain,
+               "measure a layer only until it is certain on which side of the cut it lies: the layers that "
+               "search drops for --mem-budget");
+    table.number("tie", tie, "differences under so many nats count as ties [0.002]");
+    table.amount(
+        "mem-budget", AmountOf::bytes, mem_budget,
+        "the student's deployment memory at most: gives --until-certain its cut, and --iterative the "
+        "bytes that it weighs layers by");
     workload.add_to(table);
     table.flag("full-hash", full_hash, "hash the weights' content, not only their headers and sizes");
     table.flag("resume", resume, "go on where an interrupted run stopped");
+    table.flag("dry-run", dry_run, "say what would be done and what memory it takes");
     return table;
 }
 
@@ -98,28 +145,44 @@ CommandResult ScoreCommand::run(const Context& context) {
     require_option(*this, "model", !model.empty() || !weights.arch.empty());
     require_option(*this, "data", !data.empty());
     const std::optional<importance::PairOptions> pairs = pair_options(conditional);
-    if (mem_budget && conditional.iterative == 0) fail_usage("--mem-budget goes with --iterative");
+    const auto aggregation = importance::parse_width_aggregation(width_aggregation);
+    if (!width && width_aggregation != importance::name(importance::WidthAggregation()))
+        fail_usage("--width-aggregation: expected with --width only, which asks for the ranking");
+    check_certainty_options(*this);
     const ScoreFiles files(out);
     files.check();
+    const std::optional<importance::UntilCertain> certain = until_certain_options(*this, context);
 
     Phases phases(context.console);
     phases.begin("context");
     const auto backend = open_backend(context);
+    if (dry_run)
+        return score_dry_run(context, *backend, *this,
+                             {.seq_len = windows.seq_len,
+                              .samples = windows.samples,
+                              .seed = context.seed(),
+                              .width = width.has_value(),
+                              .widths = width.value_or(std::vector<int64_t>{})});
     phases.begin("load");
-    const OpenedModel loaded(*backend, model, weights, context);
+    OpenedModel loaded(*backend, model, weights, context);
     const Corpus corpus = loaded.reader().for_measuring(data);
     const ModelIdentity identity = loaded.identity(full_hash);
-    const importance::ScoreOptions options{.seq_len = windows.seq_len,
-                                           .samples = windows.samples,
-                                           .seed = context.seed(),
-                                           .width = width.has_value(),
-                                           .widths = width.value_or(std::vector<int64_t>{}),
-                                           .pairs = pairs,
-                                           .iterative = conditional.iterative,
-                                           .layer_bytes = weighed_layers(*this, loaded, context),
-                                           .state = files.state,
-                                           .resume = resume,
-                                           .control = context.control};
+    importance::ScoreOptions options{.seq_len = windows.seq_len,
+                                     .samples = windows.samples,
+                                     .seed = context.seed(),
+                                     .width = width.has_value(),
+                                     .widths = width.value_or(std::vector<int64_t>{}),
+                                     .width_aggregation = aggregation,
+                                     .pairs = pairs,
+                                     .iterative = conditional.iterative,
+                                     .layer_bytes = weighed_layers(*this, loaded, context),
+                                     .until_certain = certain,
+                                     .state = files.state,
+                                     .resume = resume,
+                                     .control = context.control};
+    if (weights.number_format() == Precision::fp8)
+        options.narrow = importance::NarrowSweep{
+            .precision = Precision::fp8, .unquantized = [&] { return loaded.reload_unquantized(*backend); }};
     phases.begin("compute");
     importance::ScoreOutcome outcome = without_leftover(files.state, [&] {
         return importance::score(*backend, loaded.architecture(), loaded.weights(), identity, corpus,
@@ -139,10 +202,14 @@ CommandResult ScoreCommand::run(const Context& context) {
     write_file_atomically(files.csv, scores_csv(scores));
     const std::string text = scores_json(scores);
     write_file_atomically(files.json, text);
-    fs::remove(files.state);
+    importance::ScoreState::remove(files.state);
 
+    const std::string warning = ranking_warning(scores, outcome.documents);
+    if (!warning.empty()) context.console.note(warning);
     Json json = Json::parse(text);
-    return {.json = std::move(json), .text = summary(outcome) + "wrote " + files.json.string() + "\n"};
+    return {.json = std::move(json),
+            .text = summary(outcome) + (width ? width_line(outcome.width) : "") +
+                    certainty_summary(scores, outcome.documents) + "wrote " + files.json.string() + "\n"};
 }
 
 }  // namespace minipuzzle::cli

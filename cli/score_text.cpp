@@ -138,11 +138,10 @@ std::string width_text(const ScoreTable& scores) {
 }
 
 std::string stability_line(const RankStability& stability) {
-    std::string text =
-        fmt::format("rank stability: {} resamples of {} documents, mean Spearman {:.3f} with the whole",
-                    stability.resamples, stability.documents, stability.rank_correlation);
-    if (stability.split_half) text += fmt::format("; {:.3f} between two halves", *stability.split_half);
-    return text + "\n";
+    std::string text = fmt::format("rank stability, {} resamples of {} documents: mean Spearman {:.3f}",
+                                   stability.resamples, stability.documents, stability.rank_correlation);
+    if (stability.split_half) text += fmt::format("; between two halves {:.3f}", *stability.split_half);
+    return wrapped(text);
 }
 
 std::string widest_ranks(const ScoreTable& scores) {
@@ -151,7 +150,7 @@ std::string widest_ranks(const ScoreTable& scores) {
         const auto& [low, high] = scores.stability->ranks[narrow<std::size_t>(layer)];
         words.push_back(fmt::format("{} {}..{}", layer_words(scores, layer), low, high));
     }
-    return fmt::format("widest 95 % of ranks (0: least): {}\n", fmt::join(words, ", "));
+    return wrapped(fmt::format("widest rank intervals (95 %, 0: least): {}", fmt::join(words, ", ")));
 }
 
 // "3 = 12, 7 = 9", the first few of them.
@@ -165,25 +164,25 @@ std::string pair_list(const std::vector<std::array<int64_t, 2>>& pairs, std::str
 }
 
 std::string certainty_line(const Certainty& certainty) {
-    return fmt::format(
-        "until certain: {} ties under {} nats, {} pairs open at {:g} % confidence; {:.1f} % of the "
-        "full run's layer work\n",
-        certainty.ties.size(), certainty.tie, certainty.open.size(), 100 * certainty.confidence,
-        100 * certainty.layer_work);
+    return wrapped(
+        fmt::format("until certain: {} ties under {} nats, {} pairs open at {:g} %; "
+                    "{:.1f} % of the full run's layer work",
+                    certainty.ties.size(), certainty.tie, certainty.open.size(), 100 * certainty.confidence,
+                    100 * certainty.layer_work));
 }
 
 std::string certainty_lists(const Certainty& certainty) {
-    return fmt::format("  the cut drops {}\n  ties (dropped = kept): {}\n  open (dropped ? kept): {}\n",
-                       fmt::join(certainty.drop, ", "), pair_list(certainty.ties, "="),
-                       pair_list(certainty.open, "?"));
+    return wrapped(fmt::format("cut: drops {}", fmt::join(certainty.drop, ", "))) +
+           wrapped("ties, dropped = kept: " + pair_list(certainty.ties, "=")) +
+           wrapped("open, dropped ? kept: " + pair_list(certainty.open, "?"));
 }
 
 std::string precision_line(const PrecisionCheck& check) {
-    return fmt::format(
-        "precision: {} sweep, {} head, against bf16 on {} sequences: Spearman {:.4f}, rms error of "
-        "loss_delta {:.5f}, largest {:.5f}\n",
-        check.sweep, check.head, check.sequences, check.rank_correlation, check.rms_error,
-        check.largest_error);
+    return wrapped(
+        fmt::format("precision: {} sweep, {} head, against bf16 on {} sequences: Spearman {:.4f}, rms "
+                    "error of loss_delta {:.5f} nats, largest {:.5f}",
+                    check.sweep, check.head, check.sequences, check.rank_correlation, check.rms_error,
+                    check.largest_error));
 }
 
 std::string removals_text(const ScoreTable& scores) {
@@ -209,8 +208,7 @@ std::string removals_text(const ScoreTable& scores) {
         before = step.loss_delta;
     }
     return fmt::format(
-        "\niterative removal, measured on {} sequences: each step drops what costs least in the model left "
-        "over\n{}",
+        "\niterative removal on {} sequences: each step drops what costs least in what is left\n{}",
         scores.iterative->sequences, table.text());
 }
 
@@ -221,7 +219,7 @@ std::string pairs_line(const PairScores& pairs) {
         });
     };
     return fmt::format(
-        "{} pairs on {} sequences, all within {} layers; the interval lies above 0 for {}, below 0 for {}\n",
+        "{} pairs on {} sequences, all up to {} layers apart; interval above 0: {}, below 0: {}\n",
         pairs.pairs.size(), pairs.sequences, pairs.window,
         count([](const Interval& ci) { return ci[0] > 0; }),
         count([](const Interval& ci) { return ci[1] < 0; }));
@@ -274,7 +272,7 @@ std::string scores_summary(const ScoreTable& scores) {
         if (const auto v = value(layer_at(scores, layer), metric); v && least.size() < kLeastShown)
             least.push_back(fmt::format("{} {:.4f}", layer_words(scores, layer), *v));
     std::string text = base_line(scores) + calibration_line(scores) + types_text(scores) +
-                       fmt::format("least: {}\n", fmt::join(least, ", ")) + width_text(scores);
+                       wrapped(fmt::format("least: {}", fmt::join(least, ", "))) + width_text(scores);
     std::string parts;
     if (scores.stability) parts += stability_line(*scores.stability);
     if (scores.certainty) parts += certainty_line(*scores.certainty);
@@ -282,8 +280,9 @@ std::string scores_summary(const ScoreTable& scores) {
     if (scores.iterative) {
         std::vector<int64_t> order;
         for (const RemovalStep& step : scores.iterative->steps) order.push_back(step.removed);
-        parts += fmt::format("iterative removal: {}; loss_delta {:.4f} in the end\n", fmt::join(order, ", "),
-                             order.empty() ? 0.0 : scores.iterative->steps.back().loss_delta);
+        parts +=
+            wrapped(fmt::format("iterative removal: {}; loss_delta {:.4f} in the end", fmt::join(order, ", "),
+                                order.empty() ? 0.0 : scores.iterative->steps.back().loss_delta));
     }
     if (scores.pairs) parts += "pair interactions: " + pairs_line(*scores.pairs);
     return text + (parts.empty() ? "" : "\n" + parts);

@@ -59,6 +59,23 @@ std::string Table::text() const {
     return text;
 }
 
+std::string wrapped(const std::string& text, std::size_t columns) {
+    std::string out;
+    std::size_t line = 0;
+    for (std::size_t at = 0; at < text.size();) {
+        const std::size_t end = std::min(text.find(' ', at), text.size());
+        if (line > 0 && line + 1 + (end - at) > columns) {
+            out += "\n ";
+            line = 1;
+        }
+        if (line > 0) out += ' ';
+        out += text.substr(at, end - at);
+        line += (line > 0) + (end - at);
+        at = end + 1;
+    }
+    return out + "\n";
+}
+
 std::string cell(const std::optional<double>& value, int decimals) {
     return value ? fmt::format("{:.{}f}", *value, decimals) : "-";
 }

@@ -27,4 +27,8 @@ class Table {
 // "0.1783", "-" where there is no value.
 std::string cell(const std::optional<double>& value, int decimals = 4);
 
+// Lines of at most `columns`, broken at blanks, those after the first two to the right; each ended by a
+// newline.
+std::string wrapped(const std::string& text, std::size_t columns = 100);
+
 }  // namespace minipuzzle::cli

@@ -110,7 +110,9 @@ std::vector<double> AblationLosses::differences(const LayerSet& off, const Layer
 PairedMean AblationLosses::paired_mean(const std::vector<double>& differences) const {
     const std::vector<int64_t> tokens(tokens_.begin(),
                                       tokens_.begin() + static_cast<std::ptrdiff_t>(differences.size()));
-    return {mean(differences, tokens), paired_interval(differences, tokens)};
+    std::vector<int64_t> documents = run_.documents();
+    documents.resize(differences.size());
+    return {mean(differences, tokens), paired_interval(differences, tokens, documents)};
 }
 
 }  // namespace minipuzzle::importance

@@ -8,8 +8,11 @@
 
 #include "importance/score_state.h"
 #include "runtime/run_control.h"
+#include "runtime/work_progress.h"
 
 namespace minipuzzle::importance {
+
+class WidthStatistics;  // importance/width.h
 
 // Everything passed by reference must outlive the run.
 class ScoreRun {
@@ -32,12 +35,18 @@ class ScoreRun {
 
     // Measures the plans on the given windows (indexes into windows()), results in that order. What a stage
     // finished before an interruption is taken from the state, whatever the batches were then. Throws
-    // Interrupted.
+    // Interrupted. Where `statistics` are given they take in the full model's activations of every window
+    // that they do not hold yet.
     SweepResult sweep(const std::string& stage, const std::vector<StudentPlan>& plans,
-                      const WidthScores* width_scores, const std::vector<int64_t>& windows);
+                      const WidthScores* width_scores, const std::vector<int64_t>& windows,
+                      WidthStatistics* statistics = nullptr);
     // The same of losses alone, which is all that is then kept on disk: for stages of thousands of plans.
     SweepResult sweep_losses(const std::string& stage, const std::vector<StudentPlan>& plans,
                              const std::vector<int64_t>& windows);
+    // Whether the state holds all of a stage's windows, so that sweep() will run nothing.
+    bool finished(const std::string& stage, const std::vector<int64_t>& windows) const;
+    // The weights of the stages to come.
+    void set_weights(WeightSource weights) { weights_ = weights; }
     // All of windows().
     std::vector<int64_t> all_windows() const;
     // How many live states a sweep may hold so that batches stay large enough to be fast: on the host about a
@@ -49,9 +58,10 @@ class ScoreRun {
     using Keep = std::function<SweepResult(SweepResult)>;
     SweepResult sweep_keeping(const std::string& stage, const std::vector<StudentPlan>& plans,
                               const WidthScores* width_scores, const std::vector<int64_t>& windows,
-                              const Keep& keep);
-    double work_of(const SweepSchedule& schedule, const std::vector<Window>& windows) const;
-    void report() const;
+                              WidthStatistics* statistics, const Keep& keep);
+    Work work_of(const SweepSchedule& schedule, const std::vector<Window>& windows) const;
+    Work work_of_first(const std::vector<StudentPlan>& plans, int64_t windows) const;
+    void stop_where_asked() const;
 
     Backend& backend_;
     const Architecture& architecture_;
@@ -60,8 +70,8 @@ class ScoreRun {
     std::vector<Window> windows_;
     ScoreState& state_;
     const RunControl& control_;
-    double announced_ = 0, done_ = 0;         // multiply-adds
-    std::map<std::string, double> of_stage_;  // of `announced_`, by name
+    WorkProgress progress_;
+    std::map<std::string, Work> of_stage_;  // announced, by name
 };
 
 }  // namespace minipuzzle::importance

@@ -92,8 +92,23 @@ ScoreState::ScoreState(const std::filesystem::path& path, const std::string& ide
         read_finished(identity);
         return;
     }
-    std::filesystem::remove(path_);
+    start(identity);
+}
+
+void ScoreState::start(const std::string& identity) {
+    remove(path_);
     append_line(path_, Json{{"format", kFormat}, {"identity", identity}}.dump() + "\n");
+}
+
+std::filesystem::path ScoreState::width_path(const std::filesystem::path& path) {
+    return path.empty() ? path : std::filesystem::path(path.string() + ".width");
+}
+
+void ScoreState::remove(const std::filesystem::path& path) {
+    const std::filesystem::path width = width_path(path);
+    std::filesystem::remove(width);
+    std::filesystem::remove(width.string() + ".partial");  // as a kill in mid-write leaves it
+    std::filesystem::remove(path);
 }
 
 void ScoreState::read_finished(const std::string& identity) {
@@ -123,8 +138,7 @@ void ScoreState::read_finished(const std::string& identity) {
         first = false;
     }
     if (first) {
-        std::filesystem::remove(path_);
-        append_line(path_, Json{{"format", kFormat}, {"identity", identity}}.dump() + "\n");
+        start(identity);
     } else {
         std::filesystem::resize_file(path_, begin);
     }

@@ -25,8 +25,14 @@ class ScoreState {
     void add(const std::string& stage, const std::vector<int64_t>& windows, const SweepResult& result);
 
     const std::filesystem::path& path() const { return path_; }
+    // Where width statistics are kept beside it, "" for nowhere; a state that starts anew removes the file.
+    std::filesystem::path width_path() const { return width_path(path_); }
+    // Removes a state and what stands beside it, where they exist.
+    static void remove(const std::filesystem::path& path);
 
   private:
+    static std::filesystem::path width_path(const std::filesystem::path& path);
+    void start(const std::string& identity);
     void read_finished(const std::string& identity);
     std::filesystem::path path_;
     std::map<std::string, std::map<int64_t, SweepResult>> finished_;

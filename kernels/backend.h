@@ -9,15 +9,20 @@
 
 namespace minipuzzle {
 
-// Copies of host memory to the device that run beside the operations, in the order they were given.
+// Copies between pinned host memory (Backend::allocate_pinned) and the device that run beside the operations.
+// Those of one direction run in the order they were given, the two directions beside each other. What a copy
+// reads stays untouched until it is done.
 class CopyQueue {
   public:
     virtual ~CopyQueue() = default;
     using Ticket = int64_t;
 
-    // Starts once the operations given to the backend so far are done; `from` is pinned memory
-    // (Backend::allocate_pinned) and stays untouched until the copy is done.
+    // Host to device; starts once the operations given to the backend so far are done.
     virtual Ticket copy(std::byte* to, const std::byte* from, int64_t bytes) = 0;
+    // Device to host; starts once the operations given to the backend so far are done.
+    virtual Ticket copy_back(std::byte* to, const std::byte* from, int64_t bytes) = 0;
+    // Copies to the device given from here on start once that copy is done.
+    virtual void copies_wait(Ticket ticket) = 0;
     // Operations given to the backend from here on start once that copy is done.
     virtual void operations_wait(Ticket ticket) = 0;
     // The host waits for that copy.
@@ -40,7 +45,7 @@ class Backend {
     virtual void free(std::byte* memory) noexcept = 0;
     // Bytes that allocate() could still give, about; int64 max where the device is the host.
     virtual int64_t available() const = 0;
-    // Host memory that a CopyQueue can copy from while operations run; Error out_of_memory.
+    // Host memory that a CopyQueue copies from and to while operations run; Error out_of_memory.
     virtual std::byte* allocate_pinned(int64_t bytes) = 0;
     virtual void free_pinned(std::byte* memory) noexcept = 0;
     // Host to device, device to host, device to device; ordered with the operations. Host memory may be
@@ -68,6 +73,7 @@ class Backend {
     virtual void run(const EmbeddingBackward&) = 0;
     virtual void run(const RmsNormForward&) = 0;
     virtual void run(const RmsNormBackward&) = 0;
+    virtual void run(const QuantizeRows&) = 0;
     virtual void run(const LinearForward&) = 0;
     virtual void run(const LinearBackward&) = 0;
     virtual void run(const SquaredReluForward&) = 0;
@@ -84,7 +90,8 @@ class Backend {
     virtual void run(const VocabularyLoss&) = 0;
     virtual void run(const CompareLogits&) = 0;
     virtual void run(const FeatureLoss&) = 0;
-    virtual void run(const AbsoluteColumnSums&) = 0;
+    virtual void run(const ActivationSums&) = 0;
+    virtual void run(const AccumulatePowers&) = 0;
     virtual void run(const SquaredNorm&) = 0;
     virtual void run(const RandomNormal&) = 0;
     virtual void run(const GradientNorms&) = 0;

@@ -64,6 +64,38 @@ class Checker {
         if (tensor) precise(name, tensor, extents);
     }
 
+    // E4M3 codes with a precise scale for each row, after the operation's first floating tensor.
+    void quantised(const char* name, const Tensor& tensor, const char* scale_name, const Tensor& scale) {
+        require(static_cast<bool>(tensor), [&] { return fmt::format("{} is not given", name); });
+        same_device(name, tensor);
+        require(tensor.dtype == DType::f8_e4m3,
+                [&] { return fmt::format("{} is {}, expected F8_E4M3", name, describe(tensor)); });
+        precise(scale_name, scale, {tensor.rows()});
+    }
+    // A result with the extents of `like`, floating or quantised; its scale is given where it is quantised.
+    void result_like(const Tensor& like, const char* name, const Tensor& tensor, const char* scale_name,
+                     const Tensor& scale) {
+        if (tensor.dtype != DType::f8_e4m3) return same(name, tensor, like);
+        require(tensor.same_shape(like), [&] {
+            return fmt::format("{} is {}, expected the extents of {}", name, describe(tensor),
+                               describe(like));
+        });
+        quantised(name, tensor, scale_name, scale);
+    }
+    // Float32 or double, where no floating tensor says which.
+    void precise_alone(const char* name, const Tensor& tensor, std::initializer_list<int64_t> extents) {
+        shape(name, tensor, extents);
+        require(tensor.dtype == DType::f32 || tensor.dtype == DType::f64,
+                [&] { return fmt::format("{} is {}, expected F32 or F64", name, describe(tensor)); });
+    }
+    void of_type(const char* name, const Tensor& tensor, DType dtype,
+                 std::initializer_list<int64_t> extents) {
+        shape(name, tensor, extents);
+        require(tensor.dtype == dtype, [&] {
+            return fmt::format("{} is {}, expected {}", name, describe(tensor), info(dtype).name);
+        });
+    }
+
     void indices(const char* name, const Tensor& tensor, std::initializer_list<int64_t> extents) {
         shape(name, tensor, extents);
         require(tensor.dtype == DType::i32,

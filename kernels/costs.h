@@ -13,6 +13,7 @@ namespace minipuzzle {
 struct Cost {
     double bytes = 0;
     double flops = 0;  // those of matrix products, which run on the matrix units where there are any
+    double quantised_flops = 0;  // the same of products of E4M3 codes, which have a rate of their own
 };
 
 namespace costs {
@@ -39,7 +40,11 @@ inline Cost cost(const EmbeddingForward& args) {
 }
 
 inline Cost cost(const RmsNormForward& args) {
-    return {.bytes = costs::bytes_of_all(args.x, args.weight, args.out)};
+    return {.bytes = costs::bytes_of_all(args.x, args.weight, args.out, args.out_scale)};
+}
+
+inline Cost cost(const QuantizeRows& args) {
+    return {.bytes = costs::bytes_of_all(args.x, args.out, args.scale)};
 }
 
 // The rows that uniform draws of tokens touch are read and written: V (1 - (1 - 1/V)^R) of them.
@@ -58,8 +63,12 @@ inline Cost cost(const RmsNormBackward& args) {
 }
 
 inline Cost cost(const LinearForward& args) {
-    return {.bytes = costs::bytes_of_all(args.x, args.weight, args.residual, args.out),
-            .flops = costs::product_flops(args.x.rows(), args.x.columns(), args.weight.size(0))};
+    const double flops = costs::product_flops(args.x.rows(), args.x.columns(), args.weight.size(0));
+    const bool quantised = args.x.dtype == DType::f8_e4m3;
+    return {.bytes = costs::bytes_of_all(args.x, args.weight, args.residual, args.out, args.x_scale,
+                                         args.weight_scale),
+            .flops = quantised ? 0 : flops,
+            .quantised_flops = quantised ? flops : 0};
 }
 
 // One product for each gradient; what accumulates is read too.
@@ -78,7 +87,9 @@ inline Cost cost(const LinearBackward& args) {
     return all;
 }
 
-inline Cost cost(const SquaredReluForward& args) { return {.bytes = costs::bytes_of_all(args.x, args.out)}; }
+inline Cost cost(const SquaredReluForward& args) {
+    return {.bytes = costs::bytes_of_all(args.x, args.out, args.out_scale)};
+}
 
 inline Cost cost(const SquaredReluBackward& args) {
     return {.bytes = costs::bytes_of_all(args.x, args.d_out, args.d_x)};
@@ -135,7 +146,7 @@ inline Cost cost(const SsdBackward& args) {
 // Of zxbcdt only the z part is read.
 inline Cost cost(const GatedNormForward& args) {
     return {.bytes = costs::bytes_of_columns(args.zxbcdt, args.shape.inner()) +
-                     costs::bytes_of_all(args.y, args.weight, args.out)};
+                     costs::bytes_of_all(args.y, args.weight, args.out, args.out_scale)};
 }
 
 // Of zxbcdt only the z part is read, of its gradient that part written.
@@ -203,7 +214,15 @@ inline Cost cost(const VocabularyLoss& args) {
     return all;
 }
 
-inline Cost cost(const AbsoluteColumnSums& args) { return {.bytes = costs::bytes_of_all(args.x, args.out)}; }
+// The units' channels alone are read.
+inline Cost cost(const ActivationSums& args) {
+    return {.bytes = costs::bytes_of_columns(args.x, args.out.columns() * args.channels) +
+                     costs::bytes_of_all(args.out)};
+}
+
+inline Cost cost(const AccumulatePowers& args) {
+    return {.bytes = costs::bytes_of_all(args.x, args.total, args.total)};
+}
 
 inline Cost cost(const SquaredNorm& args) { return {.bytes = costs::bytes_of_all(args.x)}; }
 

@@ -3,7 +3,9 @@
 
 #include <bit>
 #include <cstdint>
+#include <limits>
 #include <string_view>
+#include <type_traits>
 
 #include "kernels/check.h"
 
@@ -78,6 +80,42 @@ inline uint16_t float_to_f16(float value) {
     }
     const uint32_t rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1u);
     return static_cast<uint16_t>(sign | ((rounded - 0x38000000u) >> 13));
+}
+
+// The largest E4M3 value, and what rows are scaled to.
+inline constexpr float kLargestE4m3 = 448;
+
+// E4M3 (Micikevicius et al. 2022): 4 bits of exponent with bias 7, 3 of mantissa, subnormals down to 2^-9, no
+// infinities; 0x7f and 0xff are NaN.
+inline float e4m3_to_float(uint8_t bits) {
+    const uint32_t sign = static_cast<uint32_t>(bits & 0x80u) << 24;
+    const uint32_t magnitude = bits & 0x7fu;
+    if (magnitude == 0x7f) return std::bit_cast<float>(sign | 0x7fc00000u);
+    if (magnitude >= 8) return std::bit_cast<float>(sign | ((magnitude << 20) + (120u << 23)));
+    const float subnormal = static_cast<float>(magnitude) * 0x1p-9f;
+    return sign ? -subnormal : subnormal;
+}
+
+// Round to nearest even; beyond 448 it is 448 (infinity too), NaN stays NaN. T is float or double, rounded in
+// one step.
+template <class T>
+uint8_t to_e4m3(T value) {
+    using Bits = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
+    constexpr int kMantissa = std::numeric_limits<T>::digits - 1, kDropped = kMantissa - 3;
+    constexpr Bits kSign = Bits{1} << (8 * sizeof(T) - 1);
+    const Bits bits = std::bit_cast<Bits>(value), magnitude = bits & ~kSign;
+    const uint8_t sign = bits & kSign ? 0x80 : 0;
+    if (magnitude > std::bit_cast<Bits>(std::numeric_limits<T>::infinity())) return sign | 0x7f;
+    if (magnitude >= std::bit_cast<Bits>(T{kLargestE4m3})) return sign | 0x7e;
+    if (magnitude < std::bit_cast<Bits>(T{0x1p-6})) {  // subnormal: let the adder round at 2^-9
+        const T unit = std::bit_cast<T>(
+            static_cast<Bits>(std::bit_cast<Bits>(T{0x1p-9}) + (Bits{kMantissa} << kMantissa)));
+        const T shifted = std::bit_cast<T>(magnitude) + unit;
+        return static_cast<uint8_t>(sign | (std::bit_cast<Bits>(shifted) - std::bit_cast<Bits>(unit)));
+    }
+    const Bits rounded = magnitude + (Bits{1} << (kDropped - 1)) - 1 + ((magnitude >> kDropped) & 1);
+    const Bits rebased = rounded - (std::bit_cast<Bits>(T{0x1p-7}));
+    return static_cast<uint8_t>(sign | (rebased >> kDropped));
 }
 
 }  // namespace minipuzzle

@@ -9,6 +9,8 @@ namespace {
 class NoCopies final : public CopyQueue {
   public:
     Ticket copy(std::byte*, const std::byte*, int64_t) override { return 0; }
+    Ticket copy_back(std::byte*, const std::byte*, int64_t) override { return 0; }
+    void copies_wait(Ticket) override {}
     void operations_wait(Ticket) override {}
     void host_wait(Ticket) override {}
 };

@@ -37,6 +37,7 @@ class MeasuringBackend : public Backend {
     void run(const EmbeddingBackward& args) override { validate(args); }
     void run(const RmsNormForward& args) override { validate(args); }
     void run(const RmsNormBackward& args) override { validate(args); }
+    void run(const QuantizeRows& args) override { validate(args); }
     void run(const LinearForward& args) override { validate(args); }
     void run(const LinearBackward& args) override { validate(args); }
     void run(const SquaredReluForward& args) override { validate(args); }
@@ -53,7 +54,8 @@ class MeasuringBackend : public Backend {
     void run(const VocabularyLoss& args) override { validate(args); }
     void run(const CompareLogits& args) override { validate(args); }
     void run(const FeatureLoss& args) override { validate(args); }
-    void run(const AbsoluteColumnSums& args) override { validate(args); }
+    void run(const ActivationSums& args) override { validate(args); }
+    void run(const AccumulatePowers& args) override { validate(args); }
     void run(const SquaredNorm& args) override {
         validate(args);
         if (args.out) *args.out = 0;

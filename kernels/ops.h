@@ -10,6 +10,10 @@
 // A_log, D, dt_bias, scan states, lse, per-token statistics. What is not said to be precise is floating.
 // Arithmetic between them is never narrower than precise; results are rounded once, when stored.
 //
+// "Quantised" is f8_e4m3 (E4M3: 4 bits of exponent, 3 of mantissa, finite up to 448) with one precise scale
+// per row, [rows]: value = code * scale. A row's scale is that of its own values alone (QuantizeRows), so its
+// bits depend on that row alone. Precise then means beside the operation's floating type.
+//
 // Gradients have their parameter's shape. Gradients of parameters are precise and always accumulate (+=),
 // across micro-batches too; gradients of activations overwrite unless said otherwise. A Tensor that is not
 // given (`!tensor`) is skipped where the comment says "optional".
@@ -48,7 +52,8 @@ struct RmsNormForward {
     Tensor x;       // [B, T, D]
     Tensor weight;  // [D] precise
     double eps = 1e-5;
-    Tensor out;  // [B, T, D]; may be x
+    Tensor out;        // [B, T, D]; may be x. Or quantised, from values that were not rounded before
+    Tensor out_scale;  // [R] precise, overwritten: where out is quantised
 };
 struct RmsNormBackward {
     Tensor x;       // [B, T, D], the forward input
@@ -59,12 +64,25 @@ struct RmsNormBackward {
     Tensor d_weight;  // [D] precise, accumulates; optional
 };
 
-// out = x * weight^T, plus the residual where given.
+// scale[r] = max_i |x[r, i]| / 448, at least 2^-126, and 1 where the row is zero; out[r, i] = x[r, i] *
+// (1 / scale[r]), rounded to the nearest E4M3, ties to even (current scaling of Micikevicius et al. 2022,
+// "FP8 formats for deep learning", section 3, by rows). A row that holds NaN or an infinity becomes NaN
+// throughout.
+struct QuantizeRows {
+    Tensor x;      // [B, T, I] or [O, I]
+    Tensor out;    // as x, quantised
+    Tensor scale;  // [rows] precise, overwritten
+};
+
+// out = x * weight^T, plus the residual where given. Where x and weight are quantised (both are, or neither):
+// out = (sum_i of products of codes) * x_scale[r] * weight_scale[o], plus the residual.
 struct LinearForward {
-    Tensor x;         // [B, T, I]
-    Tensor weight;    // [O, I]
-    Tensor residual;  // [B, T, O], optional
-    Tensor out;       // [B, T, O]; may be residual. Precise where the accumulator's own digits are wanted
+    Tensor x;             // [B, T, I]
+    Tensor weight;        // [O, I]
+    Tensor residual;      // [B, T, O], optional
+    Tensor out;           // [B, T, O]; may be residual. Precise where the accumulator's own digits are wanted
+    Tensor x_scale;       // [R] precise: of a quantised x
+    Tensor weight_scale;  // [O] precise: of a quantised weight
 };
 // d_x = d_out * weight; d_weight += d_out^T * x. Both optional.
 struct LinearBackward {
@@ -78,8 +96,9 @@ struct LinearBackward {
 
 // out = relu(x)^2.
 struct SquaredReluForward {
-    Tensor x;    // [B, T, F]
-    Tensor out;  // may be x
+    Tensor x;          // [B, T, F]
+    Tensor out;        // may be x. Or quantised, from values that were not rounded before
+    Tensor out_scale;  // [R] precise, overwritten: where out is quantised
 };
 // d_x = 2 relu(x) d_out.
 struct SquaredReluBackward {
@@ -166,7 +185,8 @@ struct GatedNormForward {
     Tensor zxbcdt;  // [B, T, projection]
     Tensor weight;  // [inner] precise
     double eps = 1e-5;
-    Tensor out;  // [B, T, inner]; may be y
+    Tensor out;        // [B, T, inner]; may be y. Or quantised, from values that were not rounded before
+    Tensor out_scale;  // [R] precise, overwritten: where out is quantised
 };
 struct GatedNormBackward {
     MambaShape shape;
@@ -270,10 +290,21 @@ struct FeatureLoss {
 
 // ---- statistics, optimiser
 
-// out[b, f] = sum over t of |x[b, t, f]|.
-struct AbsoluteColumnSums {
-    Tensor x;    // [B, T, F]
-    Tensor out;  // [B, F] precise, overwritten
+// out[b, n] = sum over t of r or, squared, of r^2, where r is the L2 norm of channels [first + n P,
+// first + (n + 1) P) of x[b, t, :]: how active a unit of P channels (a neuron, a head) is in a sequence.
+struct ActivationSums {
+    Tensor x;              // [B, T, C]
+    int64_t first = 0;     // channel that unit 0 begins at
+    int64_t channels = 1;  // P
+    bool squared = false;
+    Tensor out;  // [B, N] precise, overwritten; first + N P is at most C
+};
+// total[n] += sum over b of (scale * x[b, n])^power, in double and in the order of b: a sum over sequences
+// that does not depend on how they were batched.
+struct AccumulatePowers {
+    Tensor x;                     // [B, N] precise, not negative
+    double scale = 1, power = 1;  // power 1/2, 1 or 2
+    Tensor total;                 // [N] f64, accumulates
 };
 
 // out[0] = sum of squares, in double, fixed order; not finite where an element is not.
@@ -322,6 +353,7 @@ void validate(const EmbeddingForward&);
 void validate(const EmbeddingBackward&);
 void validate(const RmsNormForward&);
 void validate(const RmsNormBackward&);
+void validate(const QuantizeRows&);
 void validate(const LinearForward&);
 void validate(const LinearBackward&);
 void validate(const SquaredReluForward&);
@@ -338,7 +370,8 @@ void validate(const AttentionBackward&);
 void validate(const VocabularyLoss&);
 void validate(const CompareLogits&);
 void validate(const FeatureLoss&);
-void validate(const AbsoluteColumnSums&);
+void validate(const ActivationSums&);
+void validate(const AccumulatePowers&);
 void validate(const SquaredNorm&);
 void validate(const RandomNormal&);
 void validate(const GradientNorms&);

@@ -92,7 +92,7 @@ void validate(const RmsNormForward& args) {
     const Extents x(args.x);
     check.floating("x", args.x, {x.b, x.t, x.columns});
     check.precise("weight", args.weight, {x.columns});
-    check.floating("out", args.out, {x.b, x.t, x.columns});
+    check.result_like(args.x, "out", args.out, "out_scale", args.out_scale);
 }
 
 void validate(const RmsNormBackward& args) {
@@ -105,10 +105,28 @@ void validate(const RmsNormBackward& args) {
     check.optional_precise("d_weight", args.d_weight, {x.columns});
 }
 
+void validate(const QuantizeRows& args) {
+    Checker check("QuantizeRows");
+    check.require(args.x.rank >= 2, [&] { return fmt::format("x is {}, expected rows", describe(args.x)); });
+    check.same("x", args.x, args.x);
+    check.result_like(args.x, "out", args.out, "scale", args.scale);
+    check.quantised("out", args.out, "scale", args.scale);
+}
+
 void validate(const LinearForward& args) {
     Checker check("LinearForward");
     const Extents x(args.x);
     const int64_t outputs = args.weight.size(0);
+    if (args.x.dtype == DType::f8_e4m3) {
+        check.floating("out", args.out, {x.b, x.t, outputs});
+        check.optional("residual", args.residual, {x.b, x.t, outputs});
+        check.quantised("x", args.x, "x_scale", args.x_scale);
+        check.quantised("weight", args.weight, "weight_scale", args.weight_scale);
+        check.require(args.weight.rank == 2 && args.weight.size(1) == x.columns, [&] {
+            return fmt::format("weight is {}, expected [{}, {}]", describe(args.weight), outputs, x.columns);
+        });
+        return;
+    }
     check.floating("x", args.x, {x.b, x.t, x.columns});
     check.floating("weight", args.weight, {outputs, x.columns});
     check.optional("residual", args.residual, {x.b, x.t, outputs});
@@ -137,7 +155,7 @@ void validate(const LinearBackward& args) {
 void validate(const SquaredReluForward& args) {
     Checker check("SquaredReluForward");
     check.same("x", args.x, args.x);
-    check.same("out", args.out, args.x);
+    check.result_like(args.x, "out", args.out, "out_scale", args.out_scale);
 }
 
 void validate(const SquaredReluBackward& args) {
@@ -211,7 +229,7 @@ void validate(const GatedNormForward& args) {
     check.floating("y", args.y, {x.b, x.t, s.inner()});
     check.floating("zxbcdt", args.zxbcdt, {x.b, x.t, s.projection()});
     check.precise("weight", args.weight, {s.inner()});
-    check.floating("out", args.out, {x.b, x.t, s.inner()});
+    check.result_like(args.y, "out", args.out, "out_scale", args.out_scale);
 }
 
 void validate(const GatedNormBackward& args) {

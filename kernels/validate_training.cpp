@@ -83,11 +83,24 @@ void validate(const FeatureLoss& args) {
     check.optional("d_student", args.d_student, {rows, width});
 }
 
-void validate(const AbsoluteColumnSums& args) {
-    Checker check("AbsoluteColumnSums");
+void validate(const ActivationSums& args) {
+    Checker check("ActivationSums");
     const Extents x(args.x);
     check.floating("x", args.x, {x.b, x.t, x.columns});
-    check.precise("out", args.out, {x.b, x.columns});
+    const int64_t units = args.out.columns();
+    check.precise("out", args.out, {x.b, units});
+    check.require(args.first >= 0 && args.channels > 0 && args.first + units * args.channels <= x.columns,
+                  [&] {
+                      return fmt::format("{} units of {} channels from channel {} on, expected at most {}",
+                                         units, args.channels, args.first, x.columns);
+                  });
+}
+
+void validate(const AccumulatePowers& args) {
+    Checker check("AccumulatePowers");
+    check.precise_alone("x", args.x, {args.x.size(0), args.x.columns()});
+    check.of_type("total", args.total, DType::f64, {args.x.columns()});
+    check.require(args.power == 0.5 || args.power == 1 || args.power == 2, "power is not 1/2, 1 or 2");
 }
 
 void validate(const SquaredNorm& args) {

@@ -7,10 +7,6 @@
 
 namespace minipuzzle {
 
-namespace {
-constexpr int64_t kAlignment = 256;
-}
-
 DeviceArena::DeviceArena(Backend& backend, bool measuring, int64_t capacity)
     : backend_(&backend), measuring_(measuring), capacity_(capacity) {
     if (!measuring && capacity > 0) block_ = backend.allocate(capacity);
@@ -39,7 +35,7 @@ Tensor DeviceArena::take(const std::string& name, std::initializer_list<int64_t>
 
 Tensor DeviceArena::take(const std::string& name, std::initializer_list<int64_t> shape, DType dtype) {
     Tensor tensor(nullptr, dtype, shape, backend_->device());
-    const int64_t bytes = div_up(tensor.bytes(), kAlignment) * kAlignment;
+    const int64_t bytes = aligned(tensor.bytes());
     takes_.push_back({name, used_, bytes});
     used_ += bytes;
     if (used_ > peak_) {

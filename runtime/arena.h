@@ -23,6 +23,9 @@ class DeviceArena {
     DeviceArena(const DeviceArena&) = delete;
     DeviceArena& operator=(const DeviceArena&) = delete;
 
+    // What a take of that many bytes takes.
+    static int64_t aligned(int64_t bytes) { return div_up(bytes, kAlignment) * kAlignment; }
+
     // A tensor of the backend's compute type, uninitialised, 256-byte aligned, valid until released.
     Tensor take(const std::string& name, std::initializer_list<int64_t> shape);
     Tensor take(const std::string& name, std::initializer_list<int64_t> shape, DType dtype);
@@ -40,6 +43,7 @@ class DeviceArena {
     std::string peak_table(int64_t scratch_bytes = 0) const;
 
   private:
+    static constexpr int64_t kAlignment = 256;
     DeviceArena(Backend& backend, bool measuring, int64_t capacity);
     struct Take {
         std::string name;
@@ -74,17 +78,29 @@ class MeasuredRunner {
 
     template <class Wiring>
     void run(Wiring&& wiring) {
-        const int64_t bytes = dry_run(wiring);
-        make_room(bytes);
+        run_in(dry_run(wiring), wiring);
+    }
+    // The real run alone, in an arena of a size that a dry run of the same shapes gave (arena_of).
+    template <class Wiring>
+    void run_in(int64_t arena_bytes, Wiring&& wiring) {
+        make_room(arena_bytes);
+        arena_->release(0);  // what a run that broke off left
         wiring(backend_, *arena_);
         arena_->release(0);
+    }
+    // The dry run alone: bytes of the arena.
+    template <class Wiring>
+    int64_t arena_of(Wiring&& wiring) {
+        return dry_run(wiring);
     }
     // The dry run alone: bytes of arena and scratch together.
     template <class Wiring>
     int64_t peak_of(Wiring&& wiring) {
         const int64_t bytes = dry_run(wiring);
-        return bytes + dry_backend_->scratch_bytes();
+        return bytes + scratch_bytes();
     }
+    // The most scratch that any dry run so far asked for.
+    int64_t scratch_bytes() const { return dry_backend_->scratch_bytes(); }
     // Bytes of the largest arena so far, and of scratch.
     int64_t peak() const { return (arena_ ? arena_->capacity() : 0) + dry_backend_->scratch_bytes(); }
     // What the last dry run took, largest first.

@@ -54,31 +54,43 @@ void HybridModel::run_layer(const LayerContext& context, int64_t layer, const Te
     const ProfilerRange range(backend_, LayerName(architecture_, layer).text);
     const Layer& sizes = architecture_.layers.at(layer);
     const LayerWeights& weights = use(layer);
-    Tensor branch,
-        projection;  // the mixer's last activation and the matrix that leads back into the residual stream
+    LayerActivations all = kept;
+    ResidualBranch branch;
     if (auto* mamba = std::get_if<MambaWeights>(&weights)) {
-        branch = mamba_activations(context, std::get<Mamba>(sizes), *mamba, Pass::forward, kept.mamba).gated;
-        projection = mamba->out_proj;
+        const MambaActivations& a = all.mamba =
+            mamba_activations(context, std::get<Mamba>(sizes), *mamba, Pass::forward, kept.mamba);
+        branch = {a.gated, mamba->out_proj, a.gated_scale, mamba->out_proj_scale};
     } else if (auto* attention = std::get_if<AttentionWeights>(&weights)) {
-        branch = attention_activations(context, std::get<Attention>(sizes), *attention, Pass::forward,
-                                       kept.attention)
-                     .out;
-        projection = attention->o_proj;
+        const AttentionActivations& a = all.attention = attention_activations(
+            context, std::get<Attention>(sizes), *attention, Pass::forward, kept.attention);
+        branch = {a.quantized_out ? a.quantized_out : a.out, attention->o_proj, a.quantized_out_scale,
+                  attention->o_proj_scale};
     } else {
         const FfnWeights& ffn = std::get<FfnWeights>(weights);
-        branch = ffn_activations(context, ffn, Pass::forward, kept.ffn).activated;
-        projection = ffn.down_proj;
+        const FfnActivations& a = all.ffn = ffn_activations(context, ffn, Pass::forward, kept.ffn);
+        branch = {a.activated, ffn.down_proj, a.activated_scale, ffn.down_proj_scale};
     }
-    add_to_residual(context, branch, projection, out);
+    add_to_residual(context, branch, out);
+    if (observer_) observe(context, layer, all);
 }
 
-void HybridModel::apply_ffn(const FfnWeights& weights, const Tensor& in, const Tensor& out,
-                            const Tensor& activation_sums) {
+// Observers see activations as they are before they are quantised. The layer is done with `up`, so that the
+// FFN's are computed once more there.
+void HybridModel::observe(const LayerContext& context, int64_t layer, LayerActivations activations) {
+    FfnActivations& ffn = activations.ffn;
+    if (ffn.activated_scale) {
+        backend_.run(SquaredReluForward{.x = ffn.up, .out = ffn.up});
+        ffn.activated = ffn.up;
+    }
+    observer_->observe(context, layer, activations);
+}
+
+void HybridModel::apply_ffn(const FfnWeights& weights, const Tensor& in, const Tensor& out) {
     ArenaScope scope(arena_);
     const LayerContext context{backend_, arena_, architecture_, in, {}};
-    const FfnActivations activations = ffn_activations(context, weights, Pass::forward);
-    if (activation_sums) backend_.run(AbsoluteColumnSums{.x = activations.activated, .out = activation_sums});
-    add_to_residual(context, activations.activated, weights.down_proj, out);
+    const FfnActivations a = ffn_activations(context, weights, Pass::forward);
+    add_to_residual(context, {a.activated, weights.down_proj, a.activated_scale, weights.down_proj_scale},
+                    out);
 }
 
 void HybridModel::final_norm(const Tensor& in, const Tensor& out) {

@@ -21,8 +21,9 @@ class HybridModel {
     // out = in + mixer(norm(in)); `out` may be `in`. `document` as in ops.h, may be empty.
     void apply(int64_t layer, const Tensor& in, const Tensor& out, const Tensor& document = {});
     // The same with an FFN of other weights in the layer's place (a narrower variant).
-    void apply_ffn(const FfnWeights& weights, const Tensor& in, const Tensor& out,
-                   const Tensor& activation_sums = {});
+    void apply_ffn(const FfnWeights& weights, const Tensor& in, const Tensor& out);
+    // Who sees the activations of every layer that apply() runs from here on; null: nobody.
+    void set_observer(LayerObserver* observer) { observer_ = observer; }
     // out = rms_norm(in) with norm_f; `out` may be `in`.
     void final_norm(const Tensor& in, const Tensor& out);
 
@@ -48,11 +49,13 @@ class HybridModel {
   private:
     void run_layer(const LayerContext& context, int64_t layer, const Tensor& out,
                    const LayerActivations& kept);
+    void observe(const LayerContext& context, int64_t layer, LayerActivations activations);
 
     Backend& backend_;
     DeviceArena& arena_;
     const Architecture& architecture_;
     WeightSource weights_;
+    LayerObserver* observer_ = nullptr;
     bool deterministic_ = true;
 };
 

@@ -27,14 +27,29 @@ class Builder {
         if (!given) tensor = context_.take(name, columns);
         return !given || pass_ == Pass::forward;
     }
-    void norm(Tensor& normed, const Tensor& weight) const {
-        if (!needs(normed, "normed", context_.architecture.width)) return;
-        context_.backend.run(RmsNormForward{
-            .x = context_.in, .weight = weight, .eps = context_.architecture.norm_eps, .out = normed});
+    // The same of an activation that `matrix` multiplies: it is quantised, with scales, where the matrix is.
+    bool needs_operand(Tensor& tensor, Tensor& scale, const char* name, const Tensor& matrix) const {
+        if (!is_quantized(matrix)) return needs(tensor, name, matrix.size(1));
+        MP_ASSERT(!tensor && pass_ == Pass::forward);  // quantised layers are not trained
+        tensor =
+            context_.arena.take(name, {context_.batch(), context_.length(), matrix.size(1)}, matrix.dtype);
+        scale =
+            context_.arena.take("row scales", {tensor.rows()}, precise_type(context_.backend.compute_type()));
+        return true;
     }
-    void project(Tensor& out, const char* name, const Tensor& x, const Tensor& weight) const {
+    void norm(Tensor& normed, Tensor& scale, const Tensor& weight, const Tensor& matrix) const {
+        if (!needs_operand(normed, scale, "normed", matrix)) return;
+        context_.backend.run(RmsNormForward{.x = context_.in,
+                                            .weight = weight,
+                                            .eps = context_.architecture.norm_eps,
+                                            .out = normed,
+                                            .out_scale = scale});
+    }
+    void project(Tensor& out, const char* name, const Tensor& x, const Tensor& x_scale, const Tensor& weight,
+                 const Tensor& weight_scale) const {
         if (!needs(out, name, weight.size(0))) return;
-        context_.backend.run(LinearForward{.x = x, .weight = weight, .out = out});
+        context_.backend.run(LinearForward{
+            .x = x, .weight = weight, .out = out, .x_scale = x_scale, .weight_scale = weight_scale});
     }
 
   private:
@@ -98,8 +113,8 @@ LayerActivations take_kept(const LayerContext& context, const Layer& layer, Reco
 MambaActivations mamba_activations(const LayerContext& context, const Mamba& shape,
                                    const MambaWeights& weights, Pass pass, MambaActivations a) {
     const Builder builder(context, pass);
-    builder.norm(a.normed, weights.norm);
-    builder.project(a.zxbcdt, "zxbcdt", a.normed, weights.in_proj);
+    builder.norm(a.normed, a.normed_scale, weights.norm, weights.in_proj);
+    builder.project(a.zxbcdt, "zxbcdt", a.normed, a.normed_scale, weights.in_proj, weights.in_proj_scale);
     if (builder.needs(a.xbc, "xbc", shape.conv_channels()))
         context.backend.run(ConvForward{.shape = shape,
                                         .zxbcdt = a.zxbcdt,
@@ -122,14 +137,15 @@ MambaActivations mamba_activations(const LayerContext& context, const Mamba& sha
                                        .y = a.y,
                                        .chunk_states = a.chunk_states});
     }
-    if (!a.gated && pass == Pass::forward) a.gated = a.y;
-    if (builder.needs(a.gated, "gated", shape.inner()))
+    if (!a.gated && pass == Pass::forward && !is_quantized(weights.out_proj)) a.gated = a.y;
+    if (builder.needs_operand(a.gated, a.gated_scale, "gated", weights.out_proj))
         context.backend.run(GatedNormForward{.shape = shape,
                                              .y = a.y,
                                              .zxbcdt = a.zxbcdt,
                                              .weight = weights.gate_norm,
                                              .eps = context.architecture.norm_eps,
-                                             .out = a.gated});
+                                             .out = a.gated,
+                                             .out_scale = a.gated_scale});
     return a;
 }
 
@@ -137,10 +153,10 @@ AttentionActivations attention_activations(const LayerContext& context, const At
                                            const AttentionWeights& weights, Pass pass,
                                            AttentionActivations a) {
     const Builder builder(context, pass);
-    builder.norm(a.normed, weights.norm);
-    builder.project(a.q, "q", a.normed, weights.q_proj);
-    builder.project(a.k, "k", a.normed, weights.k_proj);
-    builder.project(a.v, "v", a.normed, weights.v_proj);
+    builder.norm(a.normed, a.normed_scale, weights.norm, weights.q_proj);
+    builder.project(a.q, "q", a.normed, a.normed_scale, weights.q_proj, weights.q_proj_scale);
+    builder.project(a.k, "k", a.normed, a.normed_scale, weights.k_proj, weights.k_proj_scale);
+    builder.project(a.v, "v", a.normed, a.normed_scale, weights.v_proj, weights.v_proj_scale);
     if (builder.needs(a.out, "attention output", shape.heads * shape.head_dim)) {
         if (pass == Pass::rebuild && !a.lse) a.lse = take_lse(context, shape);
         context.backend.run(AttentionForward{.heads = shape.heads,
@@ -153,25 +169,34 @@ AttentionActivations attention_activations(const LayerContext& context, const At
                                              .out = a.out,
                                              .lse = a.lse});
     }
+    if (is_quantized(weights.o_proj) && builder.needs_operand(a.quantized_out, a.quantized_out_scale,
+                                                              "quantized attention output", weights.o_proj))
+        context.backend.run(QuantizeRows{.x = a.out, .out = a.quantized_out, .scale = a.quantized_out_scale});
     return a;
 }
 
 FfnActivations ffn_activations(const LayerContext& context, const FfnWeights& weights, Pass pass,
                                FfnActivations a) {
     const Builder builder(context, pass);
-    const int64_t width = weights.up_proj.size(0);
     const bool keeps_up = static_cast<bool>(a.up);
-    builder.norm(a.normed, weights.norm);
-    builder.project(a.up, "ffn pre-activation", a.normed, weights.up_proj);
-    if (!a.activated && pass == Pass::forward && !keeps_up) a.activated = a.up;
-    if (builder.needs(a.activated, "ffn activation", width))
-        context.backend.run(SquaredReluForward{.x = a.up, .out = a.activated});
+    builder.norm(a.normed, a.normed_scale, weights.norm, weights.up_proj);
+    builder.project(a.up, "ffn pre-activation", a.normed, a.normed_scale, weights.up_proj,
+                    weights.up_proj_scale);
+    if (!a.activated && pass == Pass::forward && !keeps_up && !is_quantized(weights.down_proj))
+        a.activated = a.up;
+    if (builder.needs_operand(a.activated, a.activated_scale, "ffn activation", weights.down_proj))
+        context.backend.run(
+            SquaredReluForward{.x = a.up, .out = a.activated, .out_scale = a.activated_scale});
     return a;
 }
 
-void add_to_residual(const LayerContext& context, const Tensor& branch, const Tensor& projection,
-                     const Tensor& out) {
-    context.backend.run(LinearForward{.x = branch, .weight = projection, .residual = context.in, .out = out});
+void add_to_residual(const LayerContext& context, const ResidualBranch& branch, const Tensor& out) {
+    context.backend.run(LinearForward{.x = branch.activation,
+                                      .weight = branch.projection,
+                                      .residual = context.in,
+                                      .out = out,
+                                      .x_scale = branch.activation_scale,
+                                      .weight_scale = branch.projection_scale});
 }
 
 }  // namespace minipuzzle

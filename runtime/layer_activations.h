@@ -24,27 +24,42 @@ struct LayerContext {
     }
 };
 
+// Where the layer's projections are quantised, so are the activations that they multiply: normed, and the
+// last one of each mixer, with their scales of rows [B*T] beside them.
 struct MambaActivations {
     Tensor normed;        // [B, T, D]
     Tensor zxbcdt;        // [B, T, projection]
     Tensor xbc;           // [B, T, conv_channels]
     Tensor y;             // [B, T, inner], before the gate
     Tensor chunk_states;  // see SsdForward; for the backward only
-    Tensor gated;         // [B, T, inner]; y's memory where nothing is kept
+    Tensor gated;         // [B, T, inner]; y's memory where nothing is kept and nothing quantised
+    Tensor normed_scale, gated_scale;
 };
 struct AttentionActivations {
     Tensor normed, q, k, v, out;
     Tensor lse;  // for the backward only
+    Tensor normed_scale, quantized_out, quantized_out_scale;
 };
 struct FfnActivations {
     Tensor normed, up;
-    Tensor activated;  // [B, T, F]; up's memory where nothing is kept
+    Tensor activated;  // [B, T, F]; up's memory where nothing is kept and nothing quantised
+    Tensor normed_scale, activated_scale;
 };
 // Those of one layer, in the member of its type.
 struct LayerActivations {
     MambaActivations mamba;
     AttentionActivations attention;
     FfnActivations ffn;
+};
+
+// Sees what a layer computed from a state, before its memory is used again.
+class LayerObserver {
+  public:
+    virtual ~LayerObserver() = default;
+    // After the layer: the context's `in` may be overwritten. May give operations to the context's backend
+    // and take memory from its arena, which the layer releases; in a dry run (arena.h) both are measuring
+    // ones.
+    virtual void observe(const LayerContext& context, int64_t layer, const LayerActivations& activations) = 0;
 };
 
 // How much of a layer's activations the backward computes once more instead of finding them kept. The values
@@ -70,7 +85,12 @@ AttentionActivations attention_activations(const LayerContext&, const Attention&
                                            Pass, AttentionActivations given = {});
 FfnActivations ffn_activations(const LayerContext&, const FfnWeights&, Pass, FfnActivations given = {});
 
-// out = in + branch * projection^T; `out` may be `in`.
-void add_to_residual(const LayerContext&, const Tensor& branch, const Tensor& projection, const Tensor& out);
+// A mixer's last activation and the matrix that leads from it back into the residual stream.
+struct ResidualBranch {
+    Tensor activation, projection;
+    Tensor activation_scale, projection_scale;  // where both are quantised
+};
+// out = in + activation * projection^T; `out` may be `in`.
+void add_to_residual(const LayerContext&, const ResidualBranch& branch, const Tensor& out);
 
 }  // namespace minipuzzle

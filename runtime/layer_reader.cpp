@@ -10,21 +10,53 @@
 namespace minipuzzle {
 
 void LayerParameters::add(const ParameterInfo& info, Tensor& tensor) {
-    constexpr int64_t kAlignment = 256;
     parts_.push_back({info, &tensor, bytes_});
-    bytes_ += div_up(tensor.bytes(), kAlignment) * kAlignment;
+    bytes_ += aligned_bytes(tensor);
+    if (is_quantized(tensor)) bytes_ += aligned_bytes(*info.scale);
 }
 
 void LayerParameters::place(std::byte* block) const {
-    for (const Part& part : parts_) part.tensor->data = block + part.offset;
+    for (const Part& part : parts_) {
+        part.tensor->data = block + part.offset;
+        if (is_quantized(*part.tensor))
+            part.info.scale->data = part.tensor->data + aligned_bytes(*part.tensor);
+    }
 }
 
-void LayerParameters::fill(Backend& backend, const ParameterSource& source) const {
-    for (const Part& part : parts_) source.fill(backend, part.info, *part.tensor);
+void LayerParameters::fill(ParameterFiller& filler) const {
+    for (const Part& part : parts_) filler.fill(part.info, *part.tensor);
 }
 
 void LayerParameters::read(const ParameterSource& source, std::byte* block) const {
-    for (const Part& part : parts_) source.read(part.info, part.tensor->dtype, block + part.offset);
+    for (const Part& part : parts_) {
+        MP_ASSERT(!is_quantized(*part.tensor));
+        source.read(part.info, part.tensor->dtype, block + part.offset);
+    }
+}
+
+int64_t LayerParameters::quantized_bytes() const {
+    int64_t bytes = 0;
+    for (const Part& part : parts_)
+        if (is_quantized(*part.tensor))
+            bytes += aligned_bytes(*part.tensor) + aligned_bytes(*part.info.scale);
+    return bytes;
+}
+
+void LayerParameters::quantize_from(Backend& backend, const LayerParameters& unquantized,
+                                    std::byte* block) const {
+    MP_ASSERT(parts_.size() == unquantized.parts_.size());
+    for (std::size_t i = 0; i < parts_.size(); ++i) {
+        const Part& part = parts_[i];
+        const Tensor& values = *unquantized.parts_[i].tensor;
+        if (!is_quantized(*part.tensor)) {
+            part.tensor->data = values.data;
+            continue;
+        }
+        part.tensor->data = block;
+        part.info.scale->data = block + aligned_bytes(*part.tensor);
+        block = part.info.scale->data + aligned_bytes(*part.info.scale);
+        backend.run(QuantizeRows{.x = values, .out = *part.tensor, .scale = *part.info.scale});
+    }
 }
 
 namespace {
@@ -51,11 +83,12 @@ class MemoryReader final : public LayerReader {
   public:
     MemoryReader(Backend& backend, const ParameterSource& source, const std::vector<int64_t>& order,
                  const std::vector<LayerParameters>& layers, std::byte* scratch) {
+        ParameterFiller filler(backend, source);
         for (std::size_t i = 0; i < order.size(); ++i) {
             const auto& [layer, block] =
                 *blocks_.emplace(order[i], PinnedBlock(backend, layers[i].bytes())).first;
             layers[i].place(scratch);
-            layers[i].fill(backend, source);
+            layers[i].fill(filler);
             backend.copy(block.data(), scratch, layers[i].bytes());
         }
     }
@@ -66,16 +99,24 @@ class MemoryReader final : public LayerReader {
     std::map<int64_t, PinnedBlock> blocks_;
 };
 
+constexpr int64_t kBuffers = 2;
+
+int64_t largest_of(const std::vector<LayerParameters>& layers) {
+    int64_t largest = 0;
+    for (const LayerParameters& layer : layers) largest = std::max(largest, layer.bytes());
+    return largest;
+}
+
 class ReadAhead final : public LayerReader {
   public:
     ReadAhead(Backend& backend, const ParameterSource& source, const std::vector<int64_t>& order,
               const std::vector<LayerParameters>& layers, CopyQueue& copies, std::byte* scratch)
         : source_(source), order_(order), layers_(layers), copies_(copies) {
-        int64_t largest = 0;
+        const int64_t largest = largest_of(layers);
+        ParameterFiller filler(backend, source);
         for (const LayerParameters& layer : layers) {
-            largest = std::max(largest, layer.bytes());
             layer.place(scratch);
-            layer.fill(backend, source);
+            layer.fill(filler);
         }
         for (int64_t i = 0; i < kBuffers; ++i) buffers_.emplace_back(backend, largest);
         thread_ = std::thread([this] { read_all(); });
@@ -106,8 +147,6 @@ class ReadAhead final : public LayerReader {
     }
 
   private:
-    static constexpr int64_t kBuffers = 2;
-
     void read_all() {
         try {
             for (int64_t next = 0;; ++next) {
@@ -163,5 +202,7 @@ std::unique_ptr<LayerReader> read_ahead(Backend& backend, const ParameterSource&
                                         std::byte* scratch) {
     return std::make_unique<ReadAhead>(backend, source, order, layers, copies, scratch);
 }
+
+int64_t read_ahead_bytes(const std::vector<LayerParameters>& layers) { return kBuffers * largest_of(layers); }
 
 }  // namespace minipuzzle

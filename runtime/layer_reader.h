@@ -9,17 +9,23 @@
 
 namespace minipuzzle {
 
-// The parameters of one layer, laid out one after the other in a block of bytes.
+// The parameters of one layer, laid out one after the other in a block of bytes, scales behind what they
+// scale.
 class LayerParameters {
   public:
-    // `tensor` stays the caller's; place() gives it its memory.
+    // `tensor` and the scales stay the caller's; place() gives them their memory.
     void add(const ParameterInfo& info, Tensor& tensor);
     int64_t bytes() const { return bytes_; }
     void place(std::byte* block) const;
     // Fills the tensors where they lie.
-    void fill(Backend& backend, const ParameterSource& source) const;
-    // The block as host bytes.
+    void fill(ParameterFiller& filler) const;
+    // The block as host bytes; of a layer without quantised tensors.
     void read(const ParameterSource& source, std::byte* block) const;
+    // Bytes that the quantised tensors and their scales take alone.
+    int64_t quantized_bytes() const;
+    // Places the tensors on those of the same layer in the compute type; what is held in E4M3 is quantised
+    // into `block`.
+    void quantize_from(Backend& backend, const LayerParameters& unquantized, std::byte* block) const;
 
   private:
     struct Part {
@@ -40,8 +46,7 @@ class LayerReader {
     virtual void release(CopyQueue::Ticket ticket) = 0;
 };
 
-// Every layer is generated once on the device, in `scratch` (room for the largest), and kept in pinned
-// memory.
+// Every layer is made once on the device, in `scratch` (room for the largest), and kept in pinned memory.
 std::unique_ptr<LayerReader> read_from_memory(Backend& backend, const ParameterSource& source,
                                               const std::vector<int64_t>& order,
                                               const std::vector<LayerParameters>& layers, std::byte* scratch);
@@ -51,5 +56,7 @@ std::unique_ptr<LayerReader> read_ahead(Backend& backend, const ParameterSource&
                                         const std::vector<int64_t>& order,
                                         const std::vector<LayerParameters>& layers, CopyQueue& copies,
                                         std::byte* scratch);
+// The pinned memory that it takes.
+int64_t read_ahead_bytes(const std::vector<LayerParameters>& layers);
 
 }  // namespace minipuzzle

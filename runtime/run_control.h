@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 
 namespace minipuzzle {
@@ -13,6 +14,8 @@ struct ProgressUpdate {
     double total = 0;
     std::string unit;    // "layer-passes", "tokens"
     std::string detail;  // "loss 2.31", may be empty
+    // Where the reporter knows it better than the share that is done says.
+    std::optional<double> seconds_left = std::nullopt;
 };
 
 // Callbacks of a run; both may be empty. `stop_requested` is polled between steps: the callee saves its state

@@ -136,11 +136,20 @@ std::string scores_csv(const ScoreTable& table);
 // checked).
 void check_scores(const ScoreTable& table, const Architecture& architecture, const std::string& where);
 
-// Neuron and head orders, best first, per teacher layer: scores.width.safetensors (tensors
-// "layers.N.ffn_neuron_order" I32 [F] and "layers.N.ffn_neuron_score" F32 [F]).
+// Neuron and head orders, best first, per teacher layer: scores.width.safetensors. Scores are in the model's
+// own order of units.
 struct WidthScores {
-    std::map<int64_t, std::vector<int32_t>> ffn_order;
-    std::map<int64_t, std::vector<float>> ffn_score;
+    std::map<int64_t, std::vector<int32_t>> ffn_order;  // layers.N.ffn_neuron_order I32 [F]
+    std::map<int64_t, std::vector<float>> ffn_score;    // layers.N.ffn_neuron_score F32 [F]
+    // Heads read their B and C group's state, so heads go within groups only and an equal count from each:
+    // row g names the heads of group g (h / (H/G) == g); a mixer with k heads a group keeps each row's first
+    // k.
+    std::map<int64_t, std::vector<std::vector<int32_t>>>
+        mamba_head_order;                                    // layers.N.mamba_head_order I32 [G, H/G]
+    std::map<int64_t, std::vector<float>> mamba_head_score;  // layers.N.mamba_head_score F32 [H]
+    // A KV head stands for the query heads that share it.
+    std::map<int64_t, std::vector<int32_t>> kv_head_order;  // layers.N.kv_head_order I32 [K]
+    std::map<int64_t, std::vector<float>> kv_head_score;    // layers.N.kv_head_score F32 [K]
 };
 WidthScores read_width_scores(const std::filesystem::path& path);
 void write_width_scores(const std::filesystem::path& path, const WidthScores& scores);

@@ -40,7 +40,7 @@ void split(const std::map<int64_t, std::vector<int64_t>>& by_action, int64_t slo
         }
         const bool in_place = !some_drop && left == 0;
         const int64_t to = in_place ? slot : schedule.slots++;
-        schedule.layers.back().push_back({slot, to, action});
+        schedule.layers.back().push_back({slot, to, action, members.front() == kBase});
         groups.push_back({to, members});
     }
 }
@@ -76,14 +76,32 @@ SweepSchedule make_schedule(const Architecture& architecture, const std::vector<
     return schedule;
 }
 
-double shared_multiply_adds(const Architecture& architecture, const SweepSchedule& schedule, int64_t tokens,
-                            int64_t length) {
-    double sum = static_cast<double>(schedule.slots) * head_multiply_adds(architecture, tokens);
+Work step_work(const Architecture& architecture, int64_t layer, const SweepSchedule::Step& step,
+               int64_t tokens, int64_t length) {
+    Work work;
+    work.of[static_cast<int>(type_of(architecture.layers[layer]))] =
+        layer_multiply_adds(architecture, layer, step.ffn_width, tokens, length);
+    return work;
+}
+
+Work head_work(const Architecture& architecture, const SweepSchedule& schedule, int64_t tokens) {
+    Work work;
+    work.of[kHeadWork] = static_cast<double>(schedule.slots) * head_multiply_adds(architecture, tokens);
+    return work;
+}
+
+Work schedule_work(const Architecture& architecture, const SweepSchedule& schedule, int64_t tokens,
+                   int64_t length) {
+    Work work = head_work(architecture, schedule, tokens);
     for (std::size_t layer = 0; layer < schedule.layers.size(); ++layer)
         for (const SweepSchedule::Step& step : schedule.layers[layer])
-            sum += layer_multiply_adds(architecture, static_cast<int64_t>(layer), step.ffn_width, tokens,
-                                       length);
-    return sum;
+            work += step_work(architecture, static_cast<int64_t>(layer), step, tokens, length);
+    return work;
+}
+
+double shared_multiply_adds(const Architecture& architecture, const SweepSchedule& schedule, int64_t tokens,
+                            int64_t length) {
+    return schedule_work(architecture, schedule, tokens, length).total();
 }
 
 double separate_multiply_adds(const Architecture& architecture, const std::vector<StudentPlan>& plans,

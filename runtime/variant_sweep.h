@@ -10,6 +10,7 @@
 #include "runtime/score_table.h"
 #include "runtime/student_plan.h"
 #include "runtime/token_source.h"
+#include "runtime/work.h"
 
 namespace minipuzzle {
 
@@ -37,6 +38,7 @@ struct SweepSchedule {
     struct Step {
         int64_t from = 0, to = 0;  // slots; equal: in place
         int64_t ffn_width = -1;    // -1: the layer as it is
+        bool base = false;         // the state is the full model's
     };
     std::vector<std::vector<Step>> layers;
     int64_t slots = 1;
@@ -44,26 +46,58 @@ struct SweepSchedule {
     std::vector<int64_t> plan_slot;
 };
 SweepSchedule make_schedule(const Architecture& architecture, const std::vector<StudentPlan>& plans);
+// What one application of a step takes, the head of all slots, and the whole schedule, on `tokens` tokens in
+// sequences of `length`.
+Work step_work(const Architecture&, int64_t layer, const SweepSchedule::Step&, int64_t tokens,
+               int64_t length);
+Work head_work(const Architecture&, const SweepSchedule&, int64_t tokens);
+Work schedule_work(const Architecture&, const SweepSchedule&, int64_t tokens, int64_t length);
 // Multiply-adds of the schedule, and of separate passes, on `tokens` tokens in sequences of `length`.
 double shared_multiply_adds(const Architecture&, const SweepSchedule&, int64_t tokens, int64_t length);
 double separate_multiply_adds(const Architecture&, const std::vector<StudentPlan>&, int64_t tokens,
                               int64_t length);
 
+// What a sweep takes of memory, found by dry runs.
+struct SweepMemory {
+    int64_t batch = 0, length = 0;        // of the batch it holds for
+    int64_t states = 0, state_bytes = 0;  // live states at most, bytes of each
+    int64_t host_states = 0;              // of these: in pinned host memory
+    int64_t device_bytes = 0;             // arena and scratch of operations
+    std::string table;                    // what the arena holds at its peak
+
+    int64_t pinned_bytes() const { return host_states * state_bytes; }
+};
+
+// Work done since the last call, while a batch is under way; nothing when its first layer begins. May throw,
+// which ends the batch.
+using SweepProgress = std::function<void(const Work& done)>;
+
 // Measures the full model and every plan. A leave-one-layer-out sweep is the special case of plans {drop:
-// [l]}. Weights of a layer are read once per batch. `width_scores` (which neurons a narrower FFN keeps) may
-// be null where no plan has a width. Everything passed by reference must outlive the object.
+// [l]}. Weights of a layer are read once per batch. States lie on the device as far as its memory goes and
+// pass through it from pinned host memory otherwise (LiveStates); a dry run decides, and no figure depends on
+// it. `width_scores` (which neurons a narrower FFN keeps) may be null where no plan has a width. Everything
+// passed by reference must outlive the object.
 class VariantSweep {
   public:
     VariantSweep(Backend& backend, const Architecture& architecture, WeightSource weights,
                  std::vector<StudentPlan> plans, const WidthScores* width_scores);
     ~VariantSweep();
 
+    // The most that the sweep may take of the device and of pinned host memory. Without it: what is free at
+    // the first question or run.
+    void limit_memory(int64_t device_bytes, int64_t host_bytes);
+
+    // Who sees the full model's activations in every batch from here on (dry runs too); null: nobody.
+    void observe(LayerObserver* observer);
     // One batch; a window's figures depend on that window alone, never on company. Error where a loss is not
-    // finite.
-    SweepResult run(const WindowBatch& batch);
+    // finite; out_of_memory where states fit neither the device nor the host.
+    SweepResult run(const WindowBatch& batch, const SweepProgress& progress = {});
     // Tokens a batch of these windows should hold. On the host so many that the live states take about a
-    // gibibyte, between 512 and 4096 (what an interrupted run loses at most); on a device what fits.
+    // gibibyte, between 512 and 4096 (what an interrupted run loses at most); on a device as many as keep it
+    // busy and leave all states there, at least one window.
     int64_t batch_tokens(const std::vector<Window>& windows);
+    // The dry run of a batch. Errors as run().
+    SweepMemory plan(int64_t batch, int64_t length);
     // Bytes of arena and scratch that the largest batch took, and the last one's by name.
     int64_t memory_bytes() const;
     const std::string& memory_table() const;

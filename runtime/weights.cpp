@@ -6,40 +6,48 @@ namespace minipuzzle {
 
 namespace {
 
-// Where the tensor of a slot lives in a Weights; the inverse of the walk.
-Tensor& home_of(Weights& weights, const TensorSlot& slot, const std::string& leaf) {
-    if (slot.layer < 0) {
-        if (slot.name == "embeddings.weight") return weights.embeddings;
-        if (slot.name == "norm_f.weight") return weights.norm_f;
-        MP_ASSERT(slot.name == "lm_head.weight");
-        return weights.lm_head;
-    }
-    LayerWeights& layer = weights.layers.at(slot.layer);
-    if (auto* mamba = std::get_if<MambaWeights>(&layer)) {
-        if (leaf == "norm.weight") return mamba->norm;
-        if (leaf == "mixer.in_proj.weight") return mamba->in_proj;
-        if (leaf == "mixer.conv1d.weight") return mamba->conv_weight;
-        if (leaf == "mixer.conv1d.bias") return mamba->conv_bias;
-        if (leaf == "mixer.dt_bias") return mamba->dt_bias;
-        if (leaf == "mixer.A_log") return mamba->a_log;
-        if (leaf == "mixer.D") return mamba->d;
-        if (leaf == "mixer.norm.weight") return mamba->gate_norm;
-        MP_ASSERT(leaf == "mixer.out_proj.weight");
-        return mamba->out_proj;
-    }
-    if (auto* attention = std::get_if<AttentionWeights>(&layer)) {
-        if (leaf == "norm.weight") return attention->norm;
-        if (leaf == "mixer.q_proj.weight") return attention->q_proj;
-        if (leaf == "mixer.k_proj.weight") return attention->k_proj;
-        if (leaf == "mixer.v_proj.weight") return attention->v_proj;
-        MP_ASSERT(leaf == "mixer.o_proj.weight");
-        return attention->o_proj;
-    }
-    FfnWeights& ffn = std::get<FfnWeights>(layer);
-    if (leaf == "norm.weight") return ffn.norm;
-    if (leaf == "mixer.up_proj.weight") return ffn.up_proj;
+// Where the tensor of a slot, and the scales of a projection, live in a Weights; the inverse of the walk.
+struct Home {
+    Tensor& tensor;
+    Tensor* scale = nullptr;
+};
+
+Home home_in(MambaWeights& mamba, const std::string& leaf) {
+    if (leaf == "norm.weight") return {mamba.norm};
+    if (leaf == "mixer.in_proj.weight") return {mamba.in_proj, &mamba.in_proj_scale};
+    if (leaf == "mixer.conv1d.weight") return {mamba.conv_weight};
+    if (leaf == "mixer.conv1d.bias") return {mamba.conv_bias};
+    if (leaf == "mixer.dt_bias") return {mamba.dt_bias};
+    if (leaf == "mixer.A_log") return {mamba.a_log};
+    if (leaf == "mixer.D") return {mamba.d};
+    if (leaf == "mixer.norm.weight") return {mamba.gate_norm};
+    MP_ASSERT(leaf == "mixer.out_proj.weight");
+    return {mamba.out_proj, &mamba.out_proj_scale};
+}
+
+Home home_in(AttentionWeights& attention, const std::string& leaf) {
+    if (leaf == "norm.weight") return {attention.norm};
+    if (leaf == "mixer.q_proj.weight") return {attention.q_proj, &attention.q_proj_scale};
+    if (leaf == "mixer.k_proj.weight") return {attention.k_proj, &attention.k_proj_scale};
+    if (leaf == "mixer.v_proj.weight") return {attention.v_proj, &attention.v_proj_scale};
+    MP_ASSERT(leaf == "mixer.o_proj.weight");
+    return {attention.o_proj, &attention.o_proj_scale};
+}
+
+Home home_in(FfnWeights& ffn, const std::string& leaf) {
+    if (leaf == "norm.weight") return {ffn.norm};
+    if (leaf == "mixer.up_proj.weight") return {ffn.up_proj, &ffn.up_proj_scale};
     MP_ASSERT(leaf == "mixer.down_proj.weight");
-    return ffn.down_proj;
+    return {ffn.down_proj, &ffn.down_proj_scale};
+}
+
+Home home_of(Weights& weights, const TensorSlot& slot, const std::string& leaf) {
+    if (slot.layer >= 0)
+        return std::visit([&](auto& layer) { return home_in(layer, leaf); }, weights.layers.at(slot.layer));
+    if (slot.name == "embeddings.weight") return {weights.embeddings};
+    if (slot.name == "norm_f.weight") return {weights.norm_f};
+    MP_ASSERT(slot.name == "lm_head.weight");
+    return {weights.lm_head};
 }
 
 // What stays precise whatever the compute type.
@@ -83,76 +91,28 @@ void for_each_parameter(const Architecture& architecture, Weights& weights,
                         const std::function<void(const ParameterInfo&, Tensor&)>& visit) {
     for (const TensorSlot& slot : tensor_slots(architecture)) {
         const std::string leaf = leaf_of(slot);
-        visit({slot, is_matrix(leaf)}, home_of(weights, slot, leaf));
+        const Home home = home_of(weights, slot, leaf);
+        visit({slot, is_matrix(leaf), home.scale}, home.tensor);
     }
 }
 
-Weights shaped_weights(const Backend& backend, const Architecture& architecture) {
+Weights shaped_weights(const Backend& backend, const Architecture& architecture, Precision precision) {
     Weights weights;
     for (const Layer& layer : architecture.layers) weights.layers.push_back(empty_layer(layer));
     for_each_parameter(architecture, weights, [&](const ParameterInfo& info, Tensor& tensor) {
         tensor = shaped(info.slot, leaf_of(info.slot), backend);
+        if (!info.scale || !is_quantized(architecture, precision, info.slot.layer)) return;
+        tensor.dtype = DType::f8_e4m3;
+        *info.scale =
+            Tensor(nullptr, precise_type(backend.compute_type()), {tensor.size(0)}, backend.device());
     });
     if (architecture.tied_embeddings) weights.lm_head = weights.embeddings;
     return weights;
 }
 
-WeightMemory::WeightMemory(Backend& backend, const Architecture& architecture, bool zeroed)
-    : WeightMemory(backend, architecture, zeroed, [](const Tensor& parameter) { return parameter.dtype; }) {}
-
-WeightMemory::WeightMemory(Backend& backend, const Architecture& architecture, bool zeroed,
-                           const TypeChoice& type)
-    : backend_(&backend), weights_(shaped_weights(backend, architecture)) {
+int64_t aligned_bytes(const Tensor& tensor) {
     constexpr int64_t kAlignment = 256;
-    for_each_parameter(architecture, weights_, [&](const ParameterInfo&, Tensor& tensor) {
-        const std::optional<DType> chosen = type(tensor);
-        if (!chosen) {
-            tensor = {};
-            return;
-        }
-        tensor.dtype = *chosen;
-        bytes_ += div_up(tensor.bytes(), kAlignment) * kAlignment;
-    });
-    if (bytes_ > 0) block_ = backend.allocate(bytes_);
-    std::byte* next = block_;
-    for_each_parameter(architecture, weights_, [&](const ParameterInfo&, Tensor& tensor) {
-        if (!tensor || !next) return;  // a measuring backend gives no memory
-        tensor.data = next;
-        next += div_up(tensor.bytes(), kAlignment) * kAlignment;
-    });
-    if (architecture.tied_embeddings) weights_.lm_head = weights_.embeddings;
-    if (zeroed) zero();
-}
-
-void WeightMemory::zero() {
-    if (block_) backend_->zero(Tensor(block_, DType::u8, {bytes_}, backend_->device()));
-}
-
-WeightMemory::WeightMemory(WeightMemory&& other) noexcept
-    : backend_(other.backend_),
-      block_(std::exchange(other.block_, nullptr)),
-      bytes_(other.bytes_),
-      weights_(std::move(other.weights_)) {}
-
-WeightMemory::~WeightMemory() {
-    if (block_) backend_->free(block_);
-}
-
-WeightMemory load_weights(Backend& backend, const Architecture& architecture, const ParameterSource& source) {
-    WeightMemory memory(backend, architecture, false);
-    for_each_parameter(architecture, memory.weights(), [&](const ParameterInfo& info, Tensor& tensor) {
-        source.fill(backend, info, tensor);
-    });
-    return memory;
-}
-
-WeightMemory load_weights(Backend& backend, const Checkpoint& checkpoint) {
-    return load_weights(backend, checkpoint.architecture(), *checkpoint_source(checkpoint));
-}
-
-WeightMemory random_weights(Backend& backend, const Architecture& architecture, uint64_t seed,
-                            double initializer_range) {
-    return load_weights(backend, architecture, *random_source(architecture, seed, initializer_range));
+    return div_up(tensor.bytes(), kAlignment) * kAlignment;
 }
 
 std::vector<float> to_host(Backend& backend, const Tensor& tensor) {

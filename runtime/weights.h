@@ -12,9 +12,12 @@
 #include "kernels/backend.h"
 #include "runtime/architecture.h"
 #include "runtime/checkpoint.h"
+#include "runtime/precision.h"
 
 namespace minipuzzle {
 
+// A projection [O, I] that is held in E4M3 has the scales of its rows beside it, [O] precise; they are empty
+// tensors otherwise.
 struct MambaWeights {
     Tensor norm;         // [D]
     Tensor in_proj;      // [projection, D]
@@ -25,17 +28,20 @@ struct MambaWeights {
     Tensor d;            // [H]
     Tensor gate_norm;    // [inner]
     Tensor out_proj;     // [D, inner]
+    Tensor in_proj_scale, out_proj_scale;
 };
 struct AttentionWeights {
     Tensor norm;            // [D]
     Tensor q_proj;          // [H*P, D]
     Tensor k_proj, v_proj;  // [K*P, D]
     Tensor o_proj;          // [D, H*P]
+    Tensor q_proj_scale, k_proj_scale, v_proj_scale, o_proj_scale;
 };
 struct FfnWeights {
     Tensor norm;       // [D]
     Tensor up_proj;    // [F, D]
     Tensor down_proj;  // [D, F]
+    Tensor up_proj_scale, down_proj_scale;
 };
 using LayerWeights = std::variant<MambaWeights, AttentionWeights, FfnWeights>;
 
@@ -49,7 +55,8 @@ struct Weights {
 // What a parameter is, for those who walk the list.
 struct ParameterInfo {
     TensorSlot slot;
-    bool decays = false;  // weight decay applies: matrices only, never norms, A_log, D, dt_bias or biases
+    bool decays = false;      // weight decay applies: matrices only, never norms, A_log, D, dt_bias or biases
+    Tensor* scale = nullptr;  // of a projection: where its scales lie if it is held in E4M3
 };
 
 // Calls visit(info, tensor) for every parameter in the order of tensor_slots(); a tied lm_head is not visited
@@ -58,7 +65,11 @@ void for_each_parameter(const Architecture& architecture, Weights& weights,
                         const std::function<void(const ParameterInfo&, Tensor&)>& visit);
 
 // The tensors of an architecture with their extents and types, and no memory behind them yet.
-Weights shaped_weights(const Backend& backend, const Architecture& architecture);
+Weights shaped_weights(const Backend& backend, const Architecture& architecture,
+                       Precision precision = Precision::bf16);
+
+// Bytes that a tensor takes where tensors lie one after the other.
+int64_t aligned_bytes(const Tensor& tensor);
 
 // The type that a parameter's companion (its gradient, a moment) has in memory; nullopt: it has none.
 using TypeChoice = std::function<std::optional<DType>(const Tensor& parameter)>;
@@ -68,6 +79,8 @@ class WeightMemory {
   public:
     // Uninitialised; `zeroed` fills with 0.
     WeightMemory(Backend& backend, const Architecture& architecture, bool zeroed);
+    // Uninitialised, with room for scales where `precision` has them.
+    WeightMemory(Backend& backend, const Architecture& architecture, Precision precision);
     // The same tensors in other types; those without one stay empty.
     WeightMemory(Backend& backend, const Architecture& architecture, bool zeroed, const TypeChoice& type);
     ~WeightMemory();
@@ -82,6 +95,8 @@ class WeightMemory {
     void zero();
 
   private:
+    void place(const Architecture& architecture);
+
     Backend* backend_;
     std::byte* block_ = nullptr;
     int64_t bytes_ = 0;
@@ -107,8 +122,26 @@ std::unique_ptr<ParameterSource> checkpoint_source(const Checkpoint& checkpoint)
 std::unique_ptr<ParameterSource> random_source(const Architecture& architecture, uint64_t seed,
                                                double initializer_range = 0.02);
 
+// Fills a model's tensors from a source. Those held in E4M3 are filled in the compute type first, in memory
+// of the largest one's size that the object keeps, and quantised from there.
+class ParameterFiller {
+  public:
+    ParameterFiller(Backend& backend, const ParameterSource& source) : backend_(backend), source_(source) {}
+    ~ParameterFiller();
+    ParameterFiller(const ParameterFiller&) = delete;
+    ParameterFiller& operator=(const ParameterFiller&) = delete;
+    void fill(const ParameterInfo& info, const Tensor& tensor);
+
+  private:
+    Backend& backend_;
+    const ParameterSource& source_;
+    std::byte* staging_ = nullptr;
+    int64_t staging_bytes_ = 0;
+};
+
 // All parameters on the device.
-WeightMemory load_weights(Backend& backend, const Architecture& architecture, const ParameterSource& source);
+WeightMemory load_weights(Backend& backend, const Architecture& architecture, const ParameterSource& source,
+                          Precision precision = Precision::bf16);
 WeightMemory load_weights(Backend& backend, const Checkpoint& checkpoint);
 WeightMemory random_weights(Backend& backend, const Architecture& architecture, uint64_t seed,
                             double initializer_range = 0.02);

@@ -42,7 +42,11 @@ Operations gpu_operations() {
     constexpr Batch one{1, 8192}, four{4, 8192}, long_one{1, 65536};
     Operations list;
     add_embedding(list, small, four);
-    for (const ModelSizes& model : {small, large}) add_products(list, model, one);
+    for (const ModelSizes& model : {small, large}) {
+        add_products(list, model, one);
+        add_quantised_products(list, model, one);
+        add_quantised_rows(list, model, four);
+    }
     add_ssd(list, small, one);
     add_ssd(list, large, one);
     add_ssd(list, small, four);
@@ -62,7 +66,8 @@ Operations gpu_operations() {
         add_squared_relu(list, model, four);
     }
     add_add(list, small, four);
-    add_column_sums(list, small, four);
+    add_activation_sums(list, small, four);
+    add_accumulate_powers(list, small, four);
     add_compare_logits(list, small, one.rows(), 0);
     add_compare_logits(list, small, one.rows(), 1);
     add_embedding_backward(list, small, four);
@@ -83,6 +88,8 @@ Operations cpu_operations() {
     Operations list;
     add_embedding(list, model, batch);
     add_products(list, model, batch);
+    add_quantised_products(list, model, batch);
+    add_quantised_rows(list, model, batch);
     add_ssd(list, model, batch);
     add_ssd_backward(list, model, batch);
     add_attention(list, model, batch);
@@ -94,7 +101,8 @@ Operations cpu_operations() {
     add_gated_norm_backward(list, model, batch);
     add_squared_relu(list, model, batch);
     add_add(list, model, batch);
-    add_column_sums(list, model, batch);
+    add_activation_sums(list, model, batch);
+    add_accumulate_powers(list, model, batch);
     add_compare_logits(list, model, batch.rows(), 0);
     add_compare_logits(list, model, batch.rows(), 1);
     add_embedding_backward(list, model, batch);

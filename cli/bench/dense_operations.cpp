@@ -99,21 +99,32 @@ Check check_add(Twin& twin, const Add& args) {
     return compare_rows(twin, args.out, rows, out);
 }
 
-Check check_column_sums(Twin& twin, const AbsoluteColumnSums& args) {
+Check check_activation_sums(Twin& twin, const ActivationSums& args) {
     const int64_t length = args.x.size(1), sequence = args.x.size(0) - 1;
-    const Range columns = last(args.x.columns(), kCheckedColumns);
-    const Tensor out = twin.empty({1, columns.count});
-    twin.backend().run(AbsoluteColumnSums{
-        twin.part(args.x, {sequence * length, length}, {columns}, {1, length, columns.count}), out});
+    const Range units = last(args.out.columns(), std::max<int64_t>(1, kCheckedColumns / args.channels));
+    const Range columns{args.first + units.begin * args.channels, units.count * args.channels};
+    const Tensor out = twin.empty({1, units.count});
+    twin.backend().run(ActivationSums{
+        .x = twin.part(args.x, {sequence * length, length}, {columns}, {1, length, columns.count}),
+        .channels = args.channels,
+        .squared = args.squared,
+        .out = out});
     return twin.compare(fmt::format("sequence {}, {}", sequence, part({0, length}, columns)), args.out,
-                        {sequence, 1}, {columns}, out, Rounding::precise);
+                        {sequence, 1}, {units}, out, Rounding::precise);
 }
 
-struct ProductShape {
-    std::string name;
-    int64_t inputs, outputs;
-    bool residual;
-};
+// Of totals that begin at zero.
+Check check_accumulate_powers(Twin& twin, const AccumulatePowers& args) {
+    twin.device().zero(args.total);
+    twin.device().run(args);
+    std::vector<double> totals(args.total.elements());
+    AccumulatePowers own = args;
+    own.x = twin.whole(args.x);
+    own.total = Tensor(totals.data(), DType::f64, {args.total.elements()});
+    twin.backend().run(own);
+    const Range all{0, args.total.elements()};
+    return twin.compare("all", args.total, {0, 1}, {all}, own.total, Rounding::precise);
+}
 
 void add_product(Operations& list, const std::string& model, const ProductShape& product, Batch batch) {
     add<LinearForward>(
@@ -147,7 +158,8 @@ void add_gradients(Operations& list, const std::string& model, const ProductShap
         check_linear_backward);
 }
 
-// in_proj, out_proj, up and down.
+}  // namespace
+
 std::vector<ProductShape> product_shapes(const ModelSizes& model) {
     const MambaShape& mamba = model.mamba;
     return {{"in_proj", model.width, mamba.projection(), false},
@@ -155,8 +167,6 @@ std::vector<ProductShape> product_shapes(const ModelSizes& model) {
             {"up", model.width, model.ffn, false},
             {"down", model.ffn, model.width, true}};
 }
-
-}  // namespace
 
 void add_embedding(Operations& list, const ModelSizes& model, Batch batch) {
     add<EmbeddingForward>(
@@ -211,14 +221,36 @@ void add_add(Operations& list, const ModelSizes& model, Batch batch) {
         check_add);
 }
 
-void add_column_sums(Operations& list, const ModelSizes& model, Batch batch) {
-    add<AbsoluteColumnSums>(
-        list, "column_sums", describe(model.name, batch),
+void add_activation_sums(Operations& list, const ModelSizes& model, Batch batch) {
+    const auto add_units = [&](const std::string& what, int64_t columns, int64_t first, int64_t channels,
+                               int64_t units) {
+        add<ActivationSums>(
+            list, "activation_sums", describe(model.name + " " + what, batch),
+            [=](Memory& memory) {
+                return ActivationSums{.x = memory.normal({batch.sequences, batch.length, columns}),
+                                      .first = first,
+                                      .channels = channels,
+                                      .out = memory.empty_precise({batch.sequences, units})};
+            },
+            check_activation_sums);
+    };
+    const MambaShape& mamba = model.mamba;
+    add_units("neurons", model.ffn, 0, 1, model.ffn);
+    add_units("x channels", mamba.projection(), mamba.inner(), 1, mamba.inner());
+    add_units("KV heads", model.heads * model.head_dim, 0, model.heads / model.kv_heads * model.head_dim,
+              model.kv_heads);
+}
+
+void add_accumulate_powers(Operations& list, const ModelSizes& model, Batch batch) {
+    add<AccumulatePowers>(
+        list, "accumulate_powers", describe(model.name + " neurons", batch),
         [=](Memory& memory) {
-            return AbsoluteColumnSums{memory.normal({batch.sequences, batch.length, model.ffn}),
-                                      memory.empty_precise({batch.sequences, model.ffn})};
+            return AccumulatePowers{.x = memory.empty_precise({batch.sequences, model.ffn}),
+                                    .scale = 1 / static_cast<double>(batch.length),
+                                    .power = 2,
+                                    .total = memory.zeros(DType::f64, {model.ffn})};
         },
-        check_column_sums);
+        check_accumulate_powers);
 }
 
 }  // namespace minipuzzle::cli::bench

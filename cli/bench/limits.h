@@ -16,12 +16,16 @@ struct LimitRow {
 
 struct Limits {
     LimitRow copy;  // bytes read and bytes written
-    std::vector<LimitRow> products;
-    double bandwidth = 0, product_rate = 0;  // bytes and flops a second, the best of the rows
+    std::vector<LimitRow> products, quantised_products;
+    // Bytes and flops a second, the best of the rows.
+    double bandwidth = 0, product_rate = 0, quantised_product_rate = 0;
 
     // Seconds below which `cost` cannot be had.
     double seconds(const Cost& cost) const;
     bool memory_bound(const Cost& cost) const;
+
+  private:
+    double product_seconds(const Cost& cost) const;
 };
 
 Limits measure_limits(Backend& backend);

@@ -43,6 +43,17 @@ Tensor Memory::empty_precise(std::initializer_list<int64_t> extents) {
     return take_normal(precise_type(backend_.compute_type()), extents, 1);
 }
 
+Codes Memory::codes(std::initializer_list<int64_t> extents, double scale) {
+    const Tensor values = take(DType::f8_e4m3, extents);
+    const Codes codes{values, take(precise_type(backend_.compute_type()), {values.rows()})};
+    if (!values.data) return codes;
+    Memory passing(backend_);
+    const Tensor rows = passing.take(backend_.compute_type(), extents);
+    backend_.run(RandomNormal{.out = rows, .key = next_key_++, .scale = scale});
+    backend_.run(QuantizeRows{rows, codes.values, codes.scale});
+    return codes;
+}
+
 Tensor Memory::zeros(DType dtype, std::initializer_list<int64_t> extents) {
     const Tensor tensor = take(dtype, extents);
     if (tensor.data) backend_.zero(tensor);

@@ -8,6 +8,11 @@
 
 namespace minipuzzle::cli::bench {
 
+// A quantised tensor (ops.h).
+struct Codes {
+    Tensor values, scale;
+};
+
 // Hands out tensors and owns them. Without a device to fill (`counting`) tensors have shapes only, and just
 // their bytes are added up.
 class Memory {
@@ -25,6 +30,8 @@ class Memory {
     // Of the precise type.
     Tensor precise(const std::vector<double>& values);
     Tensor empty_precise(std::initializer_list<int64_t> extents);
+    // The E4M3 codes of rows of normal deviates times `scale`, and the rows' scales.
+    Codes codes(std::initializer_list<int64_t> extents, double scale = 1);
     Tensor zeros(DType dtype, std::initializer_list<int64_t> extents);
     // Indices in [0, limit).
     Tensor indices(std::initializer_list<int64_t> extents, int64_t limit);

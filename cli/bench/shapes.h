@@ -30,6 +30,14 @@ inline std::string describe(const std::string& model, Batch batch) {
     return fmt::format("{} B{} T{}", model, batch.sequences, batch.length);
 }
 
+struct ProductShape {
+    std::string name;
+    int64_t inputs, outputs;
+    bool residual;
+};
+// in_proj, out_proj, up and down.
+std::vector<ProductShape> product_shapes(const ModelSizes& model);
+
 // Each adds its operations at one shape.
 void add_embedding(Operations& list, const ModelSizes& model, Batch batch);
 void add_rms_norm(Operations& list, const ModelSizes& model, Batch batch);
@@ -37,9 +45,15 @@ void add_rms_norm(Operations& list, const ModelSizes& model, Batch batch);
 void add_products(Operations& list, const ModelSizes& model, Batch batch);
 // Both gradients of each of them; d_weight accumulates.
 void add_product_gradients(Operations& list, const ModelSizes& model, Batch batch);
+// The same products of E4M3 codes, and what ends in codes: RMS norm, squared ReLU, gated norm and rows as
+// they are.
+void add_quantised_products(Operations& list, const ModelSizes& model, Batch batch);
+void add_quantised_rows(Operations& list, const ModelSizes& model, Batch batch);
 void add_squared_relu(Operations& list, const ModelSizes& model, Batch batch);
 void add_add(Operations& list, const ModelSizes& model, Batch batch);
-void add_column_sums(Operations& list, const ModelSizes& model, Batch batch);
+// Of FFN neurons, of the channels of Mamba heads and of KV heads.
+void add_activation_sums(Operations& list, const ModelSizes& model, Batch batch);
+void add_accumulate_powers(Operations& list, const ModelSizes& model, Batch batch);
 void add_conv(Operations& list, const ModelSizes& model, Batch batch);
 void add_ssd(Operations& list, const ModelSizes& model, Batch batch);
 void add_ssd_backward(Operations& list, const ModelSizes& model, Batch batch);

@@ -12,6 +12,7 @@ constexpr int64_t kStage = int64_t{64} << 20;  // bytes copied from the device a
 double value_of(const Tensor& tensor, const std::byte* raw, int64_t index) {
     if (tensor.dtype == DType::bf16) return bf16_to_float(reinterpret_cast<const uint16_t*>(raw)[index]);
     if (tensor.dtype == DType::f32) return reinterpret_cast<const float*>(raw)[index];
+    if (tensor.dtype == DType::f8_e4m3) return e4m3_to_float(reinterpret_cast<const uint8_t*>(raw)[index]);
     MP_ASSERT(tensor.dtype == DType::f64);
     return reinterpret_cast<const double*>(raw)[index];
 }
@@ -52,6 +53,12 @@ Tensor Twin::empty(std::initializer_list<int64_t> extents) {
     const Tensor tensor = take(cpu_->compute_type(), extents);
     std::memset(tensor.data, 0xff, tensor.bytes());
     return tensor;
+}
+
+Codes Twin::empty_codes(std::initializer_list<int64_t> extents) {
+    const Tensor values = take(DType::f8_e4m3, extents);
+    std::memset(values.data, 0xff, values.bytes());
+    return {values, empty({values.rows()})};
 }
 
 Tensor Twin::indices(const std::vector<int32_t>& values) {

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/bench/memory.h"
 #include "kernels/backend.h"
 
 namespace minipuzzle::cli::bench {
@@ -42,7 +43,7 @@ class Twin {
     // For what accumulates: its state before the launch that is checked must be known.
     Backend& device() { return device_; }
     // These rows and columns of a device tensor, seen as [rows, columns], in the twin's type (indices stay
-    // i32).
+    // i32, E4M3 codes become the numbers they are without their scales).
     Tensor part(const Tensor& tensor, Range rows, const std::vector<Range>& columns,
                 std::initializer_list<int64_t> extents);
     Tensor rows(const Tensor& tensor, Range range, std::initializer_list<int64_t> extents) {
@@ -57,6 +58,7 @@ class Twin {
     Tensor indices(const std::vector<int32_t>& values);
     // Not a number in every element.
     Tensor empty(std::initializer_list<int64_t> extents);
+    Codes empty_codes(std::initializer_list<int64_t> extents);
 
     // The part of a device result against the twin's, which holds just that part.
     Check compare(const std::string& part, const Tensor& result, Range rows,

@@ -61,6 +61,14 @@ void draw_triangle(Svg& svg, double left, const MetricAgreement& agreement) {
         }
 }
 
+// What the diagonal's words stand for.
+std::string words_of(const MetricAgreement& agreement) {
+    std::string text;
+    for (const std::string& metric : agreement.metrics)
+        text += fmt::format("{}{}: {}", text.empty() ? "" : ", ", short_name(metric), metric);
+    return "<p class=\"sub\">" + text + ".</p>\n";
+}
+
 std::string alternative(const std::vector<MetricAgreement>& agreements) {
     const MetricAgreement& all = agreements.front();
     std::optional<double> least;
@@ -90,7 +98,7 @@ std::string agreement_matrix(const ScoreTable& scores) {
     const double step = panels > 1 ? (width - std::max(panel, 160.0)) / (panels - 1) : 0;
     for (std::size_t i = 0; i < agreements.size(); ++i)
         draw_triangle(svg, step * static_cast<double>(i), agreements[i]);
-    return svg.finish();
+    return svg.finish() + words_of(agreements.front());
 }
 
 }  // namespace minipuzzle::report

@@ -26,6 +26,7 @@ std::optional<double> clip_level(std::vector<double> values) {
 namespace {
 
 constexpr double kWidth = 1080, kLeft = 62, kRight = 18, kPlotHeight = 250, kLabelRow = 15;
+constexpr double kMostLinear = 60;  // times the lower quartile that a linear axis may reach
 
 struct Bar {
     const LayerScore* score = nullptr;
@@ -52,8 +53,10 @@ double lowest(const ScoreTable& table, Objective objective) {
     return low;
 }
 
-// `whole` is the largest value that is drawn at full length, `cap` the top of the axis.
-Layout lay_out(const ScoreTable& table, Objective objective, double whole, double cap) {
+// `whole` is the largest value that is drawn at full length, `cap` the top of the axis, logarithmic beyond
+// `knee`.
+Layout lay_out(const ScoreTable& table, Objective objective, double whole, double cap,
+               std::optional<double> knee) {
     Layout layout;
     const auto count = static_cast<double>(table.layers.size());
     layout.slot = std::min((kWidth - kLeft - kRight) / count, 64.0);
@@ -76,6 +79,7 @@ Layout lay_out(const ScoreTable& table, Objective objective, double whole, doubl
     layout.plot.box = {kLeft, top, plot_width, kPlotHeight};
     layout.plot.x = {0, count, kLeft, kLeft + layout.slot * count};
     layout.plot.y = {low < 0 ? low * 1.05 : 0, cap * 1.04, top + kPlotHeight, top};
+    if (knee) layout.plot.y.kind = ScaleKind::symlog, layout.plot.y.knee = *knee;
     layout.height = top + kPlotHeight + 58;
     return layout;
 }
@@ -185,7 +189,12 @@ std::string importance_chart(const ScoreTable& table, Objective objective,
     std::vector<double> values;
     for (const LayerScore& layer : table.layers)
         if (const auto v = value(layer, objective)) values.push_back(*v);
-    const double whole = clip_level(values).value_or(1.0);
+    double whole = clip_level(values).value_or(1.0);
+    // Where the few that may be cut off are not all that would flatten the rest, nothing is cut off.
+    std::vector<double> uncut = values;
+    std::erase_if(uncut, [&](double v) { return v > whole; });
+    const std::optional<double> knee = symlog_knee(uncut, kMostLinear);
+    if (knee) whole = *std::max_element(values.begin(), values.end());
     double cap = whole;
     // Whiskers of the bars that stay whole get room, up to a third more.
     if (objective == Objective::loss_delta)
@@ -193,10 +202,10 @@ std::string importance_chart(const ScoreTable& table, Objective objective,
             if (layer.loss_delta && *layer.loss_delta <= whole && layer.loss_delta_ci)
                 cap = std::max(cap, std::min((*layer.loss_delta_ci)[1], whole * 1.33));
     if (cap <= 0) cap = 1e-12 - std::min(0.0, lowest(table, objective)) * 0.1;
-    const Layout layout = lay_out(table, objective, whole, cap);
+    const Layout layout = lay_out(table, objective, whole, cap, knee);
 
     Svg svg(layout.width, layout.height, alternative(table, objective));
-    draw_y_axis(svg, layout.plot, objective_axis(objective));
+    draw_y_axis(svg, layout.plot, objective_axis(objective) + scale_words(layout.plot.y));
     for (const Bar& bar : layout.bars) draw_bar(svg, layout, bar, objective);
     draw_clip_labels(svg, layout);
     draw_layer_axis(svg, layout, dropped);

@@ -15,7 +15,7 @@
 namespace minipuzzle::report {
 namespace {
 
-constexpr double kMapSide = 944, kLargestCell = 24, kMargin = 34, kTop = 40, kLegendWidth = 260;
+constexpr double kMapSide = 744, kLargestCell = 24, kMargin = 34, kTop = 40, kLegendWidth = 260;
 constexpr double kLeastInside = 520;  // sides from here on leave the colour scale room below the diagonal
 constexpr int kShades = 10;           // of each sign
 constexpr std::size_t kListed = 6;    // pairs of each sign
@@ -56,13 +56,29 @@ void draw_pairs(Svg& svg, const Map& map, const PairScores& pairs, double end) {
             svg.path(path, shade_class(each));
 }
 
-// The staircase of all pairs, under the measured ones.
-void draw_ground(Svg& svg, const Map& map, int64_t layers) {
-    std::string path = fmt::format("M{} {}H{}V{}", px(kMargin + map.at(1)), px(kTop), px(kMargin + map.side),
-                                   px(kTop + map.at(layers - 1)));
+// What was not measured, a bar for every run of pairs of a row; and the triangle's outline.
+void draw_ground(Svg& svg, const Map& map, const PairScores& pairs, int64_t layers) {
+    std::string path;
+    auto next = pairs.pairs.begin();
+    for (int64_t row = 0; row + 1 < layers; ++row) {
+        int64_t begin = row + 1;
+        const auto run_to = [&](int64_t end) {
+            if (end > begin)
+                path += fmt::format("M{} {}h{}v{}h-{}z", px(kMargin + map.at(begin)), px(kTop + map.at(row)),
+                                    px(map.at(end - begin)), px(map.cell), px(map.at(end - begin)));
+        };
+        for (; next != pairs.pairs.end() && next->first == row; ++next) {
+            run_to(next->second);
+            begin = next->second + 1;
+        }
+        run_to(layers);
+    }
+    if (!path.empty()) svg.path(path, "heat ground");
+    std::string outline = fmt::format("M{} {}H{}V{}", px(kMargin + map.at(1)), px(kTop),
+                                      px(kMargin + map.side), px(kTop + map.at(layers - 1)));
     for (int64_t row = layers - 2; row >= 0; --row)
-        path += fmt::format("H{}V{}", px(kMargin + map.at(row + 1)), px(kTop + map.at(row)));
-    svg.path(path + "z", "heat ground");
+        outline += fmt::format("H{}V{}", px(kMargin + map.at(row + 1)), px(kTop + map.at(row)));
+    svg.path(outline + "z", "outline");
 }
 
 // The layers' types on the diagonal and along the top, their numbers beside both.
@@ -146,12 +162,14 @@ std::string pair_map(const ScoreTable& scores) {
     const std::optional<double> end = colour_end(*scores.pairs);
     if (!end) return "";
     const auto layers = static_cast<int64_t>(scores.layers.size());
-    Map map{.cell = std::min(kMapSide / static_cast<double>(layers), kLargestCell)};
+    // Whole pixels leave no seams between cells.
+    const double most = kMapSide / static_cast<double>(layers);
+    Map map{.cell = std::min(most > 1 ? std::floor(most) : most, kLargestCell)};
     map.side = map.at(layers);
     const bool inside = map.side >= kLeastInside;
     Svg svg(kMargin + map.side + (inside ? 4 : kLegendWidth), kTop + std::max(map.side, 80.0) + 4,
             alternative(scores));
-    draw_ground(svg, map, layers);
+    draw_ground(svg, map, *scores.pairs, layers);
     draw_pairs(svg, map, *scores.pairs, *end);
     draw_layers(svg, map, scores);
     const auto beyond =

@@ -17,6 +17,7 @@ namespace {
 
 constexpr double kWidth = 1080, kLeft = 62, kRight = 18, kTop = 28, kPlotHeight = 250, kLabelRow = 15;
 constexpr double kWidestSlot = 64;
+constexpr double kMostLinear = 40;  // times the lower quartile that a linear axis may reach
 
 struct Step {
     const RemovalStep* step = nullptr;
@@ -38,11 +39,16 @@ char short_type(LayerType type) {
     return type == LayerType::mamba ? 'M' : type == LayerType::ffn ? 'F' : 'A';
 }
 
-// Holds the line, its intervals as far as half as much again, the additive sums, and 0.
+// Holds the line, its intervals as far as half as much again, the additive sums, and 0. What spans orders of
+// magnitude is drawn logarithmically.
 Scale value_scale(const std::vector<Step>& steps) {
     double low = 0, high = 0, reach_low = 0, reach_high = 0;
+    std::vector<double> values;
     const auto add = [&](double value) {
-        if (std::isfinite(value)) low = std::min(low, value), high = std::max(high, value);
+        if (!std::isfinite(value)) return;
+        low = std::min(low, value);
+        high = std::max(high, value);
+        values.push_back(value);
     };
     for (const Step& step : steps) {
         add(step.step->loss_delta);
@@ -55,7 +61,14 @@ Scale value_scale(const std::vector<Step>& steps) {
     if (spread <= 0) spread = 1e-6;
     low = std::max(std::min(low, reach_low), low - spread / 2);
     high = std::min(std::max(high, reach_high), high + spread / 2);
-    return {low < 0 ? low - 0.04 * spread : 0, high + 0.05 * spread, kTop + kPlotHeight, kTop};
+    Scale scale{low < -0.02 * spread ? low - 0.04 * spread : 0, high + 0.05 * spread, kTop + kPlotHeight,
+                kTop};
+    if (const auto knee = symlog_knee(values, kMostLinear)) {
+        scale.kind = ScaleKind::symlog;
+        scale.knee = *knee;
+        scale.from = low < -*knee / 2 ? low : 0;
+    }
+    return scale;
 }
 
 Chart lay_out(const ScoreTable& scores) {
@@ -167,7 +180,8 @@ std::string removal_chart(const ScoreTable& scores) {
     if (!scores.iterative || scores.iterative->steps.empty()) return "";
     const Chart chart = lay_out(scores);
     Svg svg(chart.width, chart.height, alternative(chart));
-    draw_y_axis(svg, chart.plot, "loss increase of what is left (nats per token)");
+    draw_y_axis(svg, chart.plot,
+                "loss increase of what is left (nats per token)" + scale_words(chart.plot.y));
     svg.open_clipped(chart.plot.box);
     draw_band(svg, chart);
     svg.close_clipped();

@@ -21,7 +21,7 @@ main{max-width:1160px;margin:0 auto;padding:32px 20px 64px}
 h1{font-size:26px;line-height:1.25;margin:0 0 4px;font-weight:650;letter-spacing:-.01em}
 h2{font-size:18px;margin:0 0 2px;font-weight:650}
 h3{font-size:15px;margin:22px 0 2px;font-weight:650}
-.sub{color:var(--soft);margin:0 0 8px;overflow-wrap:anywhere}section .sub{font-size:14px}
+.sub{color:var(--soft);margin:0 0 8px;overflow-wrap:anywhere}section .sub{font-size:14px}figure .sub{margin:8px 0 0;font-size:13px}
 .badge{display:inline-block;border:1px solid currentColor;border-radius:99px;padding:1px 10px;font-size:13px;font-weight:600;color:var(--accent);margin-left:10px;vertical-align:3px;white-space:nowrap}
 .badge.caution{color:var(--budget)}
 section{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:20px 22px 18px;margin-top:18px}
@@ -46,7 +46,7 @@ figure{margin:6px 0 0}
 .swatch.ring{border-radius:50%;background:none;border:2px solid var(--accent);width:14px;height:14px}
 .swatch.teacher-mark{background:var(--ink);width:9px;height:9px;transform:rotate(45deg);border-radius:0}
 .swatch.budget{width:20px;height:0;border-radius:0;background:none;border-top:2px dashed var(--budget)}
-.swatch.up{background:var(--up)}.swatch.down{background:var(--down)}.swatch.ground{background:var(--line)}
+.swatch.up{background:var(--up)}.swatch.down{background:var(--down)}.swatch.ground{background:var(--grid);border:1px solid var(--line)}
 .swatch.removal{height:3px;width:20px;border-radius:0;background:var(--ink)}
 .swatch.additive{width:20px;height:0;border-radius:0;background:none;border-top:2px dashed var(--predicted)}
 .swatch.band{background:var(--band);opacity:.28}
@@ -79,7 +79,7 @@ polyline{fill:none;stroke-linejoin:round}
 .dot.loss{fill:var(--loss)}.dot.kl-term{fill:var(--kl-term)}.dot.ce-term{fill:var(--ce-term)}.dot.feature-term{fill:var(--feature-term)}.dot.width-line{fill:var(--ffn)}.dot.rate{fill:var(--soft)}
 polyline.rate{stroke:var(--soft);stroke-width:1.6}
 .heat.agree{fill:var(--agree)}.heat.below{fill:var(--below)}.heat.up{fill:var(--up)}.heat.down{fill:var(--down)}
-.heat.none,.heat.zero{fill:var(--card)}.heat.ground{fill:var(--line)}
+.heat.none,.heat.zero{fill:var(--card)}.heat.ground{fill:var(--grid)}.outline{fill:none;stroke:var(--line)}
 .s0{fill-opacity:0}.s1{fill-opacity:.1}.s2{fill-opacity:.2}.s3{fill-opacity:.3}.s4{fill-opacity:.4}.s5{fill-opacity:.5}
 .s6{fill-opacity:.6}.s7{fill-opacity:.7}.s8{fill-opacity:.8}.s9{fill-opacity:.9}
 svg .metric{font-weight:600;fill:var(--soft)}

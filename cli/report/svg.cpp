@@ -101,7 +101,21 @@ double text_width(std::string_view text, double size) {
 double Scale::operator()(double value) const {
     double share = (value - from) / (to - from);
     if (kind == ScaleKind::log) share = std::log(value / from) / std::log(to / from);
+    if (kind == ScaleKind::symlog) {
+        const auto place = [&](double v) { return std::asinh(v / knee); };
+        share = (place(value) - place(from)) / (place(to) - place(from));
+    }
     return start + share * (end - start);
+}
+
+std::optional<double> symlog_knee(std::vector<double> values, double most) {
+    for (double& value : values) value = std::fabs(value);
+    std::erase_if(values, [](double value) { return !std::isfinite(value); });
+    if (values.empty()) return std::nullopt;
+    std::sort(values.begin(), values.end());
+    const double quartile = values[values.size() / 4];
+    if (quartile <= 0 || values.back() <= most * quartile) return std::nullopt;
+    return std::pow(10.0, std::floor(std::log10(quartile)));
 }
 
 std::string Ticks::label(double value) const {
@@ -140,10 +154,33 @@ Ticks log_ticks(double from, double to) {
     return result;
 }
 
+// 0 and the powers of ten from the knee on, with their halves and fifths where there is room.
+Ticks symlog_ticks(const Scale& scale) {
+    constexpr double kApart = 22;  // pixels
+    Ticks result;
+    result.decimals = -1;
+    std::vector<double> wanted = {0};
+    for (const std::vector<double>& factors : {std::vector{1.0}, std::vector{2.0, 5.0}})
+        for (double power = scale.knee; power <= std::max(scale.to, -scale.from); power *= 10)
+            for (const double factor : factors) {
+                wanted.push_back(factor * power);
+                wanted.push_back(-factor * power);
+            }
+    for (const double value : wanted) {
+        const auto near = [&](double other) { return std::fabs(scale(value) - scale(other)) < kApart; };
+        const bool inside = value >= scale.from && value <= scale.to;
+        if (inside && std::none_of(result.values.begin(), result.values.end(), near))
+            result.values.push_back(value);
+    }
+    std::sort(result.values.begin(), result.values.end());
+    return result;
+}
+
 }  // namespace
 
 Ticks ticks(const Scale& scale, int count) {
     MP_ASSERT(scale.to > scale.from);
+    if (scale.kind == ScaleKind::symlog) return symlog_ticks(scale);
     return scale.kind == ScaleKind::log ? log_ticks(scale.from, scale.to)
                                         : linear_ticks(scale.from, scale.to, count);
 }

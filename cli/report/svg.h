@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -52,13 +53,18 @@ std::string px(double value);
 // A little more than the width of `text` in the page's font at `size` pixels.
 double text_width(std::string_view text, double size = 12);
 
-enum class ScaleKind { linear, log };
+// symlog: linear within about `knee` of 0, logarithmic beyond, of either sign.
+enum class ScaleKind { linear, log, symlog };
 // Maps data [from, to] to pixels [start, end].
 struct Scale {
     double from = 0, to = 1, start = 0, end = 1;
     ScaleKind kind = ScaleKind::linear;
+    double knee = 1;
     double operator()(double value) const;
 };
+// The knee for values that a linear axis would flatten: the power of ten at or below their lower quartile
+// where the largest is more than `most` times that quartile; null where linear will do. By magnitude.
+std::optional<double> symlog_knee(std::vector<double> values, double most);
 
 // Round numbers inside [from, to], about `count` of them, and how to write them: with equal decimals on a
 // linear scale, each as short as it goes (decimals -1) on a logarithmic one.

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include "cli/report/html.h"
+
 namespace minipuzzle::report {
 
 const char* type_word(LayerType type) {
@@ -41,6 +43,11 @@ std::string objective_axis(Objective objective) {
             return "1 \u2212 cosine of the final hidden states with and without the layer";
     }
     return {};
+}
+
+std::string scale_words(const Scale& scale) {
+    if (scale.kind != ScaleKind::symlog) return "";
+    return fmt::format(", logarithmic beyond {}", value_text(scale.knee));
 }
 
 std::string predicted_axis(Objective objective) {

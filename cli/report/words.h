@@ -4,6 +4,7 @@
 #include <optional>
 #include <string>
 
+#include "cli/report/svg.h"
 #include "nas/search.h"
 #include "runtime/score_table.h"
 
@@ -17,6 +18,8 @@ LayerType type_of_letter(char letter);
 
 // What the objective measures, for an axis: "loss increase without the layer (nats per token)".
 std::string objective_axis(Objective objective);
+// ", logarithmic beyond 0.01": what an axis' title says of a scale that is not linear from end to end.
+std::string scale_words(const Scale& scale);
 // What a student's predicted value is: "predicted loss (nats per token)", "sum of hidden-state errors ...".
 std::string predicted_axis(Objective objective);
 

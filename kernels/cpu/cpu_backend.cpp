@@ -20,6 +20,10 @@ class ImmediateCopies final : public CopyQueue {
         if (bytes > 0) std::memmove(to, from, bytes);
         return 0;
     }
+    Ticket copy_back(std::byte* to, const std::byte* from, int64_t bytes) override {
+        return copy(to, from, bytes);
+    }
+    void copies_wait(Ticket) override {}
     void operations_wait(Ticket) override {}
     void host_wait(Ticket) override {}
 };

@@ -49,6 +49,7 @@ class CpuBackend final : public Backend {
     void run(const EmbeddingBackward&) override;
     void run(const RmsNormForward&) override;
     void run(const RmsNormBackward&) override;
+    void run(const QuantizeRows&) override;
     void run(const LinearForward&) override;
     void run(const LinearBackward&) override;
     void run(const SquaredReluForward&) override;
@@ -65,7 +66,8 @@ class CpuBackend final : public Backend {
     void run(const VocabularyLoss&) override;
     void run(const CompareLogits&) override;
     void run(const FeatureLoss&) override;
-    void run(const AbsoluteColumnSums&) override;
+    void run(const ActivationSums&) override;
+    void run(const AccumulatePowers&) override;
     void run(const SquaredNorm&) override;
     void run(const RandomNormal&) override;
     void run(const GradientNorms&) override;

@@ -1,7 +1,5 @@
-#include <array>
-#include <cmath>
-
 #include "kernels/cpu/blocks.h"
+#include "kernels/cpu/quantise.h"
 
 namespace minipuzzle::cpu {
 inline namespace MINIPUZZLE_ISA {
@@ -10,12 +8,22 @@ template <class T>
 void CpuBackend<T>::run(const SquaredReluForward& args) {
     validate(args);
     const T* x = args.x.as<T>();
+    const auto squared = [](T value) {
+        const T positive = value < 0 ? 0 : value;  // keeps NaN
+        return positive * positive;
+    };
+    if (is_quantised(args.out)) {
+        const int64_t width = args.x.columns();
+        pool_.parallel_for(args.x.rows(), [&](int64_t r, int worker) {
+            T* values = reinterpret_cast<T*>(pool_.scratch(worker, width * sizeof(T)));
+            for (int64_t i = 0; i < width; ++i) values[i] = squared(x[r * width + i]);
+            args.out_scale.as<T>()[r] = quantise_row(values, width, codes_of(args.out) + r * width);
+        });
+        return;
+    }
     T* out = args.out.as<T>();
     for_blocks(pool_, args.x.elements(), kElementBlock, [=](Block block) {
-        for (int64_t i = block.begin; i < block.end(); ++i) {
-            const T positive = x[i] < 0 ? 0 : x[i];  // keeps NaN
-            out[i] = positive * positive;
-        }
+        for (int64_t i = block.begin; i < block.end(); ++i) out[i] = squared(x[i]);
     });
 }
 
@@ -42,30 +50,10 @@ void CpuBackend<T>::run(const Add& args) {
     });
 }
 
-template <class T>
-void CpuBackend<T>::run(const AbsoluteColumnSums& args) {
-    validate(args);
-    const int64_t length = args.x.size(1), width = args.x.columns();
-    constexpr int64_t kColumns = 128;
-    const Blocks column_blocks{width, kColumns};
-    pool_.parallel_for(args.x.size(0) * column_blocks.count(), [&](int64_t task, int) {
-        const int64_t sequence = task / column_blocks.count();
-        const Block columns = column_blocks[task % column_blocks.count()];
-        const T* x = args.x.as<T>() + sequence * length * width + columns.begin;
-        std::array<double, kColumns> sums{};
-        for (int64_t t = 0; t < length; ++t) {
-            for (int64_t i = 0; i < columns.count; ++i) sums[i] += std::abs(x[t * width + i]);
-        }
-        T* out = args.out.as<T>() + sequence * width + columns.begin;
-        for (int64_t i = 0; i < columns.count; ++i) out[i] = static_cast<T>(sums[i]);
-    });
-}
-
 #define MINIPUZZLE_INSTANTIATE(T)                                      \
     template void CpuBackend<T>::run(const SquaredReluForward& args);  \
     template void CpuBackend<T>::run(const SquaredReluBackward& args); \
-    template void CpuBackend<T>::run(const Add& args);                 \
-    template void CpuBackend<T>::run(const AbsoluteColumnSums& args);
+    template void CpuBackend<T>::run(const Add& args);
 MINIPUZZLE_INSTANTIATE(float)
 MINIPUZZLE_INSTANTIATE(double)
 

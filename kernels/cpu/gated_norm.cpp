@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "kernels/cpu/cpu_backend.h"
+#include "kernels/cpu/quantise.h"
 #include "kernels/cpu/scratch.h"
 
 namespace minipuzzle::cpu {
@@ -28,6 +29,18 @@ struct GatedRow {
         const T mean = dot(gated.data(), gated.data(), width) / static_cast<T>(width);
         return T(1) / std::sqrt(mean + static_cast<T>(eps));
     }
+};
+
+// Of a whole row where the result is quantised, then all of its values; `inner` is 0 where it is not.
+struct ForwardSizes {
+    int64_t width, inner;
+};
+template <class T>
+struct ForwardSpace {
+    GatedRow<T> row;
+    T* values;
+    ForwardSpace(Carver& carver, const ForwardSizes& sizes)
+        : row(carver, sizes.width), values(carver.take<T>(sizes.inner)) {}
 };
 
 template <class T>
@@ -68,17 +81,21 @@ void CpuBackend<T>::run(const GatedNormForward& args) {
     const int64_t time = args.y.size(1), blocks = div_up(time, kRowBlock);
     const int64_t width = div_exact(inner, args.shape.groups);
     const T *y = args.y.as<T>(), *zxbcdt = args.zxbcdt.as<T>(), *weight = args.weight.as<T>();
-    T* out = args.out.as<T>();
+    const bool quantised = is_quantised(args.out);
+    const ForwardSizes sizes{width, quantised ? inner : 0};
     pool_.parallel_for(args.y.size(0) * blocks, [&](int64_t task, int worker) {
-        auto row = carve<GatedRow<T>>(pool_, worker, width);
+        auto space = carve<ForwardSpace<T>>(pool_, worker, sizes);
+        GatedRow<T>& row = space.row;
         const int64_t first = task / blocks * time, begin = task % blocks * kRowBlock;
         const int64_t end = std::min(begin + kRowBlock, time);
         for (int64_t r = first + begin; r < first + end; ++r) {
+            T* out = quantised ? space.values : args.out.as<T>() + r * inner;
             for (int64_t c = 0; c < inner; c += width) {
                 const T scale = row.gate(y + r * inner + c, zxbcdt + r * projection + c, args.eps);
-                Vector<T>(out + r * inner + c, width) =
-                    ConstVector<T>(weight + c, width) * (row.gated * scale);
+                Vector<T>(out + c, width) = ConstVector<T>(weight + c, width) * (row.gated * scale);
             }
+            if (quantised)
+                args.out_scale.as<T>()[r] = quantise_row(out, inner, codes_of(args.out) + r * inner);
         }
     });
 }

@@ -1,5 +1,6 @@
 #include "kernels/cpu/blocks.h"
 #include "kernels/cpu/lanes.h"
+#include "kernels/cpu/quantise.h"
 
 namespace minipuzzle::cpu {
 inline namespace MINIPUZZLE_ISA {
@@ -21,12 +22,18 @@ void CpuBackend<T>::run(const RmsNormForward& args) {
     validate(args);
     const int64_t width = args.x.columns();
     const T* weight = args.weight.as<T>();
-    for_blocks(pool_, args.x.rows(), kRows, [&](Block rows) {
+    const bool quantised = is_quantised(args.out);
+    const Blocks blocks{args.x.rows(), kRows};
+    pool_.parallel_for(blocks.count(), [&](int64_t task, int worker) {
+        T* values = quantised ? reinterpret_cast<T*>(pool_.scratch(worker, width * sizeof(T))) : nullptr;
+        const Block rows = blocks[task];
         for (int64_t r = rows.begin; r < rows.end(); ++r) {
             const T* x = args.x.as<T>() + r * width;
-            T* out = args.out.as<T>() + r * width;
+            T* out = quantised ? values : args.out.as<T>() + r * width;
             const T scale = inverse_rms(x, width, args.eps);
             for (int64_t i = 0; i < width; ++i) out[i] = weight[i] * (x[i] * scale);
+            if (quantised)
+                args.out_scale.as<T>()[r] = quantise_row(values, width, codes_of(args.out) + r * width);
         }
     });
 }

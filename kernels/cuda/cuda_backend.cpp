@@ -59,27 +59,56 @@ class CudaMeasuringBackend final : public MeasuringBackend {
     }
 };
 
-// Copies on a stream of their own, ordered against the compute stream by events.
+// A stream of copies, each followed by an event.
+class CopyStream {
+  public:
+    explicit CopyStream(cudaMemcpyKind kind) : kind_(kind) {
+        MP_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+        for (cudaEvent_t& event : done_) MP_CUDA(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+    }
+    ~CopyStream() {
+        cudaStreamSynchronize(stream_);
+        for (cudaEvent_t event : done_) cudaEventDestroy(event);
+        cudaStreamDestroy(stream_);
+    }
+    CopyStream(const CopyStream&) = delete;
+    CopyStream& operator=(const CopyStream&) = delete;
+
+    cudaStream_t stream() const { return stream_; }
+    // The copy's number on this stream.
+    int64_t copy(std::byte* to, const std::byte* from, int64_t bytes) {
+        MP_CUDA(cudaMemcpyAsync(to, from, bytes, kind_, stream_));
+        MP_CUDA(cudaEventRecord(done(next_), stream_));
+        return next_++;
+    }
+    // A later copy's event says more than an older one's, so a ring that has come round only waits longer.
+    cudaEvent_t done(int64_t copy) const { return done_[copy % std::ssize(done_)]; }
+
+  private:
+    cudaMemcpyKind kind_;
+    cudaStream_t stream_ = nullptr;
+    cudaEvent_t done_[64] = {};
+    int64_t next_ = 0;
+};
+
+// A stream a direction, ordered against the compute stream by events. An even ticket is a copy to the device.
 class StreamCopies final : public CopyQueue {
   public:
     explicit StreamCopies(cudaStream_t operations) : operations_(operations) {
-        MP_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
-        for (cudaEvent_t& event : done_) MP_CUDA(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
         MP_CUDA(cudaEventCreateWithFlags(&operations_so_far_, cudaEventDisableTiming));
     }
-    ~StreamCopies() override {
-        cudaStreamSynchronize(stream_);
-        for (cudaEvent_t event : done_) cudaEventDestroy(event);
-        cudaEventDestroy(operations_so_far_);
-        cudaStreamDestroy(stream_);
-    }
+    ~StreamCopies() override { cudaEventDestroy(operations_so_far_); }
 
     Ticket copy(std::byte* to, const std::byte* from, int64_t bytes) override {
-        MP_CUDA(cudaEventRecord(operations_so_far_, operations_));
-        MP_CUDA(cudaStreamWaitEvent(stream_, operations_so_far_));
-        MP_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_));
-        MP_CUDA(cudaEventRecord(event_of(next_), stream_));
-        return next_++;
+        wait_for_operations(to_device_);
+        return 2 * to_device_.copy(to, from, bytes);
+    }
+    Ticket copy_back(std::byte* to, const std::byte* from, int64_t bytes) override {
+        wait_for_operations(to_host_);
+        return 2 * to_host_.copy(to, from, bytes) + 1;
+    }
+    void copies_wait(Ticket ticket) override {
+        MP_CUDA(cudaStreamWaitEvent(to_device_.stream(), event_of(ticket)));
     }
     void operations_wait(Ticket ticket) override {
         MP_CUDA(cudaStreamWaitEvent(operations_, event_of(ticket)));
@@ -87,12 +116,17 @@ class StreamCopies final : public CopyQueue {
     void host_wait(Ticket ticket) override { MP_CUDA(cudaEventSynchronize(event_of(ticket))); }
 
   private:
-    // A later ticket's event says more than an older one's, so a ring that has come round only waits longer.
-    cudaEvent_t event_of(Ticket ticket) { return done_[ticket % std::size(done_)]; }
+    void wait_for_operations(const CopyStream& copies) {
+        MP_CUDA(cudaEventRecord(operations_so_far_, operations_));
+        MP_CUDA(cudaStreamWaitEvent(copies.stream(), operations_so_far_));
+    }
+    cudaEvent_t event_of(Ticket ticket) const {
+        return (ticket % 2 == 0 ? to_device_ : to_host_).done(ticket / 2);
+    }
 
-    cudaStream_t operations_, stream_ = nullptr;
-    cudaEvent_t done_[64] = {}, operations_so_far_ = nullptr;
-    Ticket next_ = 0;
+    cudaStream_t operations_;
+    cudaEvent_t operations_so_far_ = nullptr;
+    CopyStream to_device_{cudaMemcpyHostToDevice}, to_host_{cudaMemcpyDeviceToHost};
 };
 
 class CudaBackend final : public Backend {
@@ -147,9 +181,10 @@ class CudaBackend final : public Backend {
         const cudaError_t error = cudaMallocHost(&memory, std::max<int64_t>(bytes, 1));
         if (error == cudaErrorMemoryAllocation) {
             cudaGetLastError();
-            throw Error(ErrorKind::out_of_memory,
-                        fmt::format("the host cannot pin {:.0f} MiB of memory for streamed weights",
-                                    mebibytes(bytes)));
+            throw Error(
+                ErrorKind::out_of_memory,
+                fmt::format("the host cannot pin {:.0f} MiB of memory for what is streamed to the device",
+                            mebibytes(bytes)));
         }
         MP_CUDA(error);
         return static_cast<std::byte*>(memory);
@@ -194,11 +229,13 @@ class CudaBackend final : public Backend {
 
     void run(const EmbeddingForward& args) override { launch(args); }
     void run(const RmsNormForward& args) override { launch(args); }
+    void run(const QuantizeRows& args) override { launch(args); }
     void run(const SquaredReluForward& args) override { launch(args); }
     void run(const Add& args) override { launch(args); }
     void run(const ConvForward& args) override { launch(args); }
     void run(const GatedNormForward& args) override { launch(args); }
-    void run(const AbsoluteColumnSums& args) override { launch(args); }
+    void run(const ActivationSums& args) override { launch(args); }
+    void run(const AccumulatePowers& args) override { launch(args); }
     void run(const RandomNormal& args) override { launch(args); }
     void run(const SquaredReluBackward& args) override { launch(args); }
     void run(const FeatureLoss& args) override { launch(args); }

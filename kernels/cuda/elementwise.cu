@@ -1,5 +1,6 @@
 // Element-wise operations.
 #include "kernels/cuda/operations.h"
+#include "kernels/cuda/quantise.h"
 #include "kernels/cuda/vectors.cuh"
 
 namespace minipuzzle::cuda {
@@ -79,6 +80,7 @@ void map(const Context& context, const Operation& operation, bf16* out, int64_t 
 
 // 8B: 2 * F read and 2 * F written per token (84 KiB at F 21504); 2 FLOPs per element.
 void run(const Context& context, const SquaredReluForward& args) {
+    if (args.out.dtype == DType::f8_e4m3) return quantised_squared_relu(context, args);
     const bf16* x = bf16_data(args.x);
     bf16* out = bf16_data(args.out);
     map(context, SquaredReluOf{x}, out, args.x.elements(), vectors_fit(x, 0) && vectors_fit(out, 0));

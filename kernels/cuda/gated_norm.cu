@@ -1,25 +1,13 @@
 // The gated group RMS norm of the Mamba-2 mixer, gate before norm: float32 throughout, one rounding at the
 // end.
+#include "kernels/cuda/gated_rows.cuh"
 #include "kernels/cuda/operations.h"
-#include "kernels/cuda/vectors.cuh"
+#include "kernels/cuda/quantise.h"
 
 namespace minipuzzle::cuda {
 namespace {
 
 constexpr int kLongGroupThreads = 512;
-
-struct GatedRows {
-    const bf16 *y, *z;
-    const float* weight;
-    bf16* out;
-    int64_t count, inner, pitch, groups, width;  // pitch of z; width of a group
-    float eps;
-};
-
-// rsqrt(mean square + eps).
-__device__ float group_scale(const GatedRows& rows, float square_sum) {
-    return rsqrtf(square_sum / static_cast<float>(rows.width) + rows.eps);
-}
 
 // One token's groups, blockDim.y of them per block, each held in the registers of blockDim.x threads from its
 // one read on: `out` may be y. Thread x holds vectors x, x + blockDim.x, ...
@@ -32,28 +20,8 @@ __global__ void __launch_bounds__(kOneWarp ? RowLayout::kBlockThreads : RowLayou
     const int first = static_cast<int>(threadIdx.x) * 8, step = static_cast<int>(blockDim.x) * 8;
     int turn = 0;
     for (int64_t row = blockIdx.x; row < rows.count; row += gridDim.x) {
-        const bf16* y = rows.y + row * rows.inner + group * rows.width + first;
-        const bf16* z = rows.z + row * rows.pitch + group * rows.width + first;
-        Packed<8> held_y[kHeld] = {}, held_z[kHeld] = {};
-#pragma unroll
-        for (int h = 0; h < kHeld; ++h) {
-            if (first + h * step >= width) continue;
-            held_y[h] = load<8>(y + h * step);
-            held_z[h] = load<8>(z + h * step);
-        }
         float q[kHeld][8];
-        float sum = 0;
-#pragma unroll
-        for (int h = 0; h < kHeld; ++h) {
-            float gate[8];
-            unpack(held_y[h], q[h]);
-            unpack(held_z[h], gate);
-#pragma unroll
-            for (int j = 0; j < 8; ++j) {
-                q[h][j] *= silu(gate[j]);
-                sum = fmaf(q[h][j], q[h][j], sum);
-            }
-        }
+        const float sum = gate_group(rows, row, group, width, q);
         const float scale = group_scale(rows, kOneWarp ? warp_sum(sum) : row_sum(sum, partials[turn ^= 1]));
         const float* weight = rows.weight + group * rows.width + first;
         bf16* out = rows.out + row * rows.inner + group * rows.width + first;
@@ -77,9 +45,7 @@ __global__ void __launch_bounds__(kLongGroupThreads) normalise_long(const GatedR
     const int64_t tasks = rows.count * rows.groups;
     for (int64_t task = blockIdx.x; task < tasks; task += gridDim.x) {
         const int64_t row = task / rows.groups, first = task % rows.groups * rows.width;
-        const bf16* y = rows.y + row * rows.inner + first;
-        const bf16* z = rows.z + row * rows.pitch + first;
-        const auto gated = [&](int64_t i) { return __bfloat162float(y[i]) * silu(__bfloat162float(z[i])); };
+        const auto gated = [&](int64_t i) { return gated_value(rows, row, first + i); };
         float sum = 0;
         for (int64_t i = threadIdx.x; i < rows.width; i += blockDim.x) sum = fmaf(gated(i), gated(i), sum);
         const float scale = group_scale(rows, row_sum(sum, partials[turn ^= 1]));
@@ -101,8 +67,7 @@ Kernel held_kernel(const RowLayout& layout) {
 }
 
 bool vectors_fit(const GatedRows& rows) {
-    return cuda::vectors_fit(rows.y, rows.width) && cuda::vectors_fit(rows.z, rows.pitch) &&
-           cuda::vectors_fit(rows.out, rows.width) && cuda::vectors_fit(rows.weight, rows.width);
+    return inputs_fit_vectors(rows) && cuda::vectors_fit(rows.out, rows.width);
 }
 
 }  // namespace
@@ -110,17 +75,10 @@ bool vectors_fit(const GatedRows& rows) {
 // 8B: 4 * inner read and 2 * inner written per token (48 KiB at inner 8192; the weight stays in the caches);
 // 6 FLOPs, an exponential and a reciprocal per element.
 void run(const Context& context, const GatedNormForward& args) {
+    if (args.out.dtype == DType::f8_e4m3) return quantised_gated_norm(context, args);
     const MambaShape& s = args.shape;
-    const GatedRows rows{.y = bf16_data(args.y),
-                         .z = bf16_data(args.zxbcdt),
-                         .weight = args.weight.as<float>(),
-                         .out = bf16_data(args.out),
-                         .count = args.y.rows(),
-                         .inner = s.inner(),
-                         .pitch = s.projection(),
-                         .groups = s.groups,
-                         .width = div_exact(s.inner(), s.groups),
-                         .eps = static_cast<float>(args.eps)};
+    GatedRows rows = gated_rows(args);
+    rows.out = bf16_data(args.out);
     if (rows.count == 0) return;
     constexpr int64_t kMostGridRows = 65535;
     const RowLayout layout = row_layout(div_up(rows.width, 8));

@@ -13,7 +13,9 @@ void run(const Context& context, Products& products, const LinearForward& args) 
                            .rows = args.x.rows(),
                            .inputs = args.x.columns(),
                            .outputs = args.weight.size(0),
-                           .out_type = args.out.dtype});
+                           .out_type = args.out.dtype,
+                           .x_scale = args.x_scale.as<float>(),
+                           .weight_scale = args.weight_scale.as<float>()});
 }
 
 // d_x is a product over all rows, d_weight one that adds to what lies there. At the 8B shape, 8192 tokens,

@@ -1,6 +1,6 @@
 // RMS norm over the last axis (Zhang & Sennrich 2019): statistics in float32, one rounding at the end.
 #include "kernels/cuda/operations.h"
-#include "kernels/cuda/vectors.cuh"
+#include "kernels/cuda/quantise.cuh"
 
 namespace minipuzzle::cuda {
 namespace {
@@ -11,6 +11,7 @@ struct Rows {
     const bf16* x;
     const float* weight;
     bf16* out;
+    CodeRows codes;  // instead of out
     int64_t count, width;
     float eps;
     Reuse reuse;  // of out
@@ -23,10 +24,11 @@ __device__ float row_scale(const Rows& rows, float square_sum) {
 
 // blockDim.y rows per block, each held in the registers of blockDim.x threads from its one read on: it may be
 // written in place. Thread x holds vectors x, x + blockDim.x, ...
-template <int kHeld, bool kOneWarp>
+template <int kHeld, bool kOneWarp, bool kQuantised>
 __global__ void __launch_bounds__(kOneWarp ? RowLayout::kBlockThreads : RowLayout::kMostThreads)
     normalise_held(const Rows rows) {
     __shared__ float partials[2][kWarp];
+    __shared__ uint32_t tops[kWarp];  // read between the barriers of two sums
     int turn = 0;
     const int64_t step = int64_t{gridDim.x} * blockDim.y;
     for (int64_t first = int64_t{blockIdx.x} * blockDim.y; first < rows.count; first += step) {
@@ -48,56 +50,100 @@ __global__ void __launch_bounds__(kOneWarp ? RowLayout::kBlockThreads : RowLayou
             for (int j = 0; j < 8; ++j) sum = fmaf(v[j], v[j], sum);
         }
         const float scale = row_scale(rows, kOneWarp ? warp_sum(sum) : row_sum(sum, partials[turn ^= 1]));
-        bf16* out = rows.out + row * rows.width;
-#pragma unroll
-        for (int h = 0; h < kHeld; ++h) {
-            const int64_t i = (int64_t{threadIdx.x} + h * blockDim.x) * 8;
-            if (i >= width) continue;
-            float v[8], w[8];
+        const auto normalised = [&](int h, int64_t i, float(&v)[8]) {
+            float w[8];
             unpack(held[h], v);
             load_weights(rows.weight + i, w);
 #pragma unroll
             for (int j = 0; j < 8; ++j) v[j] = w[j] * (v[j] * scale);
-            store(out + i, pack(v), rows.reuse);
+        };
+        if constexpr (!kQuantised) {
+            bf16* out = rows.out + row * rows.width;
+#pragma unroll
+            for (int h = 0; h < kHeld; ++h) {
+                const int64_t i = (int64_t{threadIdx.x} + h * blockDim.x) * 8;
+                if (i >= width) continue;
+                float v[8];
+                normalised(h, i, v);
+                store(out + i, pack(v), rows.reuse);
+            }
+        } else {
+            float v[kHeld][8] = {};
+            uint32_t largest = 0;
+#pragma unroll
+            for (int h = 0; h < kHeld; ++h) {
+                const int64_t i = (int64_t{threadIdx.x} + h * blockDim.x) * 8;
+                if (i < width) normalised(h, i, v[h]);
+                largest = largest_magnitude(v[h], largest);
+            }
+            largest = kOneWarp ? warp_max(largest) : row_max(largest, tops);
+            const float code_scale = quantising_scale(largest), inverse = reciprocal(code_scale);
+            if (threadIdx.x == 0 && width > 0) rows.codes.scale[row] = code_scale;
+            uint8_t* codes = rows.codes.codes + row * rows.width;
+#pragma unroll
+            for (int h = 0; h < kHeld; ++h) {
+                const int64_t i = (int64_t{threadIdx.x} + h * blockDim.x) * 8;
+                if (i < width) store_codes(codes + i, v[h], inverse, rows.reuse);
+            }
         }
     }
 }
 
-// A row per block, read twice: rows too long to be held, and widths or addresses that vectors do not fit.
+// A row per block, read twice (three times for codes): rows too long to be held, and widths or addresses that
+// vectors do not fit.
 __global__ void __launch_bounds__(kLongRowThreads) normalise_long(const Rows rows) {
     __shared__ float partials[2][kWarp];
+    __shared__ uint32_t tops[kWarp];
     int turn = 0;
     for (int64_t row = blockIdx.x; row < rows.count; row += gridDim.x) {
         const bf16* x = rows.x + row * rows.width;
-        bf16* out = rows.out + row * rows.width;
         float sum = 0;
         for (int64_t i = threadIdx.x; i < rows.width; i += blockDim.x) {
             const float v = __bfloat162float(x[i]);
             sum = fmaf(v, v, sum);
         }
         const float scale = row_scale(rows, row_sum(sum, partials[turn ^= 1]));
+        const auto normalised = [&](int64_t i) { return rows.weight[i] * (__bfloat162float(x[i]) * scale); };
+        if (!rows.codes) {
+            bf16* out = rows.out + row * rows.width;
+            for (int64_t i = threadIdx.x; i < rows.width; i += blockDim.x)
+                out[i] = __float2bfloat16_rn(normalised(i));
+            continue;
+        }
+        uint32_t largest = 0;
         for (int64_t i = threadIdx.x; i < rows.width; i += blockDim.x)
-            out[i] = __float2bfloat16_rn(rows.weight[i] * (__bfloat162float(x[i]) * scale));
+            largest = max(largest, magnitude(normalised(i)));
+        const float code_scale = quantising_scale(row_max(largest, tops));
+        const float inverse = reciprocal(code_scale);
+        if (threadIdx.x == 0) rows.codes.scale[row] = code_scale;
+        uint8_t* codes = rows.codes.codes + row * rows.width;
+        for (int64_t i = threadIdx.x; i < rows.width; i += blockDim.x)
+            codes[i] = encode(normalised(i) * inverse);
     }
 }
 
 using Kernel = void (*)(Rows);
 
+template <bool kQuantised>
 Kernel held_kernel(const RowLayout& layout) {
-    constexpr Kernel kWarpKernels[] = {normalise_held<1, true>, normalise_held<2, true>,
-                                       normalise_held<3, true>, normalise_held<4, true>};
+    constexpr Kernel kWarpKernels[] = {
+        normalise_held<1, true, kQuantised>, normalise_held<2, true, kQuantised>,
+        normalise_held<3, true, kQuantised>, normalise_held<4, true, kQuantised>};
     if (layout.one_warp()) return kWarpKernels[layout.held - 1];
-    return layout.held == 2 ? Kernel(normalise_held<2, false>) : Kernel(normalise_held<4, false>);
+    return layout.held == 2 ? Kernel(normalise_held<2, false, kQuantised>)
+                            : Kernel(normalise_held<4, false, kQuantised>);
 }
 
 }  // namespace
 
 // 8B: 2 * D read and 2 * D written per token (16 KiB at D 4096; the weight stays in the caches); 4 FLOPs per
-// element.
+// element. Quantised: D + 4 written instead.
 void run(const Context& context, const RmsNormForward& args) {
+    const CodeRows codes = code_rows(args.out, args.out_scale);
     const Rows rows{.x = bf16_data(args.x),
                     .weight = args.weight.as<float>(),
-                    .out = bf16_data(args.out),
+                    .out = codes ? nullptr : bf16_data(args.out),
+                    .codes = codes,
                     .count = args.x.rows(),
                     .width = args.x.columns(),
                     .eps = static_cast<float>(args.eps),
@@ -105,10 +151,10 @@ void run(const Context& context, const RmsNormForward& args) {
     if (rows.count == 0) return;
     const RowLayout layout = row_layout(div_up(rows.width, 8));
     if (layout.fits() && vectors_fit(rows.x, rows.width) && vectors_fit(rows.out, rows.width) &&
-        vectors_fit(rows.weight, rows.width)) {
+        vectors_fit(rows.weight, rows.width) && code_vectors_fit(codes.codes, rows.width)) {
+        const Kernel kernel = codes ? held_kernel<true>(layout) : held_kernel<false>(layout);
         const dim3 block(layout.threads, layout.together());
-        held_kernel(layout)<<<grid_size(div_up(rows.count, layout.together())), block, 0, context.stream>>>(
-            rows);
+        kernel<<<grid_size(div_up(rows.count, layout.together())), block, 0, context.stream>>>(rows);
     } else {
         normalise_long<<<grid_size(rows.count), kLongRowThreads, 0, context.stream>>>(rows);
     }

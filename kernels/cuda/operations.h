@@ -14,12 +14,14 @@ class Attention;  // attention.h
 
 void run(const Context&, const EmbeddingForward&);
 void run(const Context&, const RmsNormForward&);
+void run(const Context&, const QuantizeRows&);
 void run(const Context&, const SquaredReluForward&);
 void run(const Context&, const Add&);
 void run(const Context&, const ConvForward&);
 void run(const Context&, const SsdForward&);
 void run(const Context&, const GatedNormForward&);
-void run(const Context&, const AbsoluteColumnSums&);
+void run(const Context&, const ActivationSums&);
+void run(const Context&, const AccumulatePowers&);
 void run(const Context&, const SquaredNorm&);
 void run(const Context&, const RandomNormal&);
 void run(const Context&, const EmbeddingBackward&);

@@ -18,6 +18,7 @@ constexpr int64_t kWorkspaceBytes = int64_t{64} << 20;
 // The algorithm of a weight shape is asked for at this number of rows and used for every number of rows.
 constexpr int64_t kReferenceRows = 8192;
 constexpr int kCandidates = 16;
+constexpr uint32_t kScaleAlignment = 16;
 
 // Owns a library object for as long as the plan lives.
 template <class T>
@@ -25,6 +26,19 @@ using Owned = std::unique_ptr<T, cublasStatus_t (*)(T*)>;
 using Desc = Owned<std::remove_pointer_t<cublasLtMatmulDesc_t>>;
 using Layout = Owned<std::remove_pointer_t<cublasLtMatrixLayout_t>>;
 using Preference = Owned<std::remove_pointer_t<cublasLtMatmulPreference_t>>;
+
+// Where a quantised plan's scales lie, before its first product says where: any address will do.
+constexpr uintptr_t kSomewhere = 256;
+
+template <class T>
+void set(cublasLtMatmulDesc_t desc, cublasLtMatmulDescAttributes_t attribute, T value) {
+    MP_CUBLAS(cublas_lt().desc_set(desc, attribute, &value, sizeof value));
+}
+
+void set_scales(cublasLtMatmulDesc_t desc, const void* weight_scale, const void* x_scale) {
+    set(desc, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, weight_scale);
+    set(desc, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, x_scale);
+}
 
 // With a residual the factors 1 of the product and of the residual lie in device memory, where the library
 // cannot see that they are 1: in place it would otherwise let the memory system add, which rounds the product
@@ -34,10 +48,21 @@ Desc make_desc(cublasOperation_t weight, cublasOperation_t x, bool with_residual
     MP_CUBLAS(cublas_lt().desc_create(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
     Desc owned(desc, cublas_lt().desc_destroy);
     const int32_t factors = with_residual ? CUBLASLT_POINTER_MODE_DEVICE : CUBLASLT_POINTER_MODE_HOST;
-    MP_CUBLAS(cublas_lt().desc_set(desc, CUBLASLT_MATMUL_DESC_TRANSA, &weight, sizeof weight));
-    MP_CUBLAS(cublas_lt().desc_set(desc, CUBLASLT_MATMUL_DESC_TRANSB, &x, sizeof x));
-    MP_CUBLAS(cublas_lt().desc_set(desc, CUBLASLT_MATMUL_DESC_POINTER_MODE, &factors, sizeof factors));
+    set(desc, CUBLASLT_MATMUL_DESC_TRANSA, weight);
+    set(desc, CUBLASLT_MATMUL_DESC_TRANSB, x);
+    set(desc, CUBLASLT_MATMUL_DESC_POINTER_MODE, factors);
     return owned;
+}
+
+// Of E4M3 operands: one scale per output and one per row; sums that are moved to float32 registers now and
+// then, because the matrix units keep fewer digits of a running sum of such products (NOTES.md).
+void make_quantised(cublasLtMatmulDesc_t desc) {
+    constexpr int32_t kVectors = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+    set(desc, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, kVectors);
+    set(desc, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, kVectors);
+    set(desc, CUBLASLT_MATMUL_DESC_FAST_ACCUM, int8_t{0});
+    const auto* somewhere = reinterpret_cast<const void*>(kSomewhere);
+    set_scales(desc, somewhere, somewhere);
 }
 
 // A row-major matrix as the library sees it: column-major, transposed.
@@ -53,7 +78,7 @@ uint32_t row_alignment(int64_t row_bytes) {
     return static_cast<uint32_t>(std::min<int64_t>(256, row_bytes & -row_bytes));
 }
 
-bool is_aligned(const std::byte* memory, uint32_t alignment) {
+bool is_aligned(const void* memory, uint32_t alignment) {
     return reinterpret_cast<uintptr_t>(memory) % alignment == 0;
 }
 
@@ -65,7 +90,7 @@ struct Shape {
     ProductForm form;
     int64_t fixed, outputs;  // fixed: rows of a weight gradient, else inputs
     DType out_type;
-    bool with_residual;
+    bool with_residual, quantised;
     int64_t reference_tokens;
     auto operator<=>(const Shape&) const = default;
 
@@ -75,10 +100,14 @@ struct Shape {
           outputs(product.outputs),
           out_type(product.out_type),
           with_residual(product.residual != nullptr),
+          quantised(product.quantised()),
           reference_tokens(reference(product)) {}
 
     // The least number of tokens that the algorithm has to serve.
     int64_t fewest_tokens() const { return sums_over_tokens(form) ? reference_tokens / 2 + 1 : 1; }
+
+    cudaDataType_t operand_type() const { return quantised ? CUDA_R_8F_E4M3 : CUDA_R_16BF; }
+    int operand_bytes() const { return quantised ? 1 : 2; }
 
   private:
     static int64_t reference(const Product& product) {
@@ -95,16 +124,18 @@ struct Plan {
         : desc(make_desc(shape.form == ProductForm::forward ? CUBLAS_OP_T : CUBLAS_OP_N,
                          sums_over_tokens(shape.form) ? CUBLAS_OP_T : CUBLAS_OP_N, shape.with_residual)),
           weight(weight_layout(shape)),
-          x(make_layout(CUDA_R_16BF, shape.reference_tokens, shape.fixed)),
+          x(make_layout(shape.operand_type(), shape.reference_tokens, shape.fixed)),
           out(make_layout(shape.out_type == DType::f32 ? CUDA_R_32F : CUDA_R_16BF,
                           sums_over_tokens(shape.form) ? shape.fixed : shape.reference_tokens,
                           shape.outputs)),
           varying(sums_over_tokens(shape.form) ? weight.get() : out.get()),
-          weight_alignment(
-              row_alignment(2 * (shape.form == ProductForm::forward ? shape.fixed : shape.outputs))),
-          x_alignment(row_alignment(2 * shape.fixed)),
+          weight_alignment(row_alignment(shape.operand_bytes() *
+                                         (shape.form == ProductForm::forward ? shape.fixed : shape.outputs))),
+          x_alignment(row_alignment(shape.operand_bytes() * shape.fixed)),
           out_alignment(row_alignment(shape.outputs * bytes_of(shape.out_type))),
-          tokens_(shape.reference_tokens) {}
+          tokens_(shape.reference_tokens) {
+        if (shape.quantised) make_quantised(desc.get());
+    }
 
     // Rows of x as it lies.
     void set_tokens(int64_t tokens) {
@@ -117,7 +148,9 @@ struct Plan {
 
     bool takes_memory_of(const Product& product) const {
         return is_aligned(product.x, x_alignment) && is_aligned(product.weight, weight_alignment) &&
-               is_aligned(product.residual, out_alignment) && is_aligned(product.out, out_alignment);
+               is_aligned(product.residual, out_alignment) && is_aligned(product.out, out_alignment) &&
+               is_aligned(product.x_scale, kScaleAlignment) &&
+               is_aligned(product.weight_scale, kScaleAlignment);
     }
 
     Desc desc;
@@ -128,9 +161,10 @@ struct Plan {
 
   private:
     static Layout weight_layout(const Shape& shape) {
-        if (shape.form == ProductForm::forward) return make_layout(CUDA_R_16BF, shape.outputs, shape.fixed);
+        if (shape.form == ProductForm::forward)
+            return make_layout(shape.operand_type(), shape.outputs, shape.fixed);
         const int64_t rows = sums_over_tokens(shape.form) ? shape.reference_tokens : shape.fixed;
-        return make_layout(CUDA_R_16BF, rows, shape.outputs);
+        return make_layout(shape.operand_type(), rows, shape.outputs);
     }
 
     int64_t tokens_;  // that the layouts say
@@ -178,7 +212,7 @@ bool sums_as_demanded(const cublasLtMatmulAlgo_t& algorithm, const Shape& shape)
 // 9 % for wide results of a forward product, by 4 to 10 % in large gradients. None: the first proposal it is.
 std::optional<cublasLtMatmulTile_t> preferred_tile(const Shape& shape, int architecture) {
     constexpr int64_t kWide = 6144, kLarge = int64_t{1} << 24;
-    if (architecture != 90) return std::nullopt;
+    if (architecture != 90 || shape.quantised) return std::nullopt;
     if (shape.form == ProductForm::forward)
         return shape.outputs >= kWide ? std::optional(CUBLASLT_MATMUL_TILE_176x128) : std::nullopt;
     const int64_t rows = sums_over_tokens(shape.form) ? shape.fixed : shape.reference_tokens;
@@ -270,10 +304,12 @@ Products::~Products() = default;
 void Products::run(const Context& context, const Product& product) {
     MP_ASSERT(product.out_type == DType::bf16 || product.out_type == DType::f32);
     MP_ASSERT(product.inputs > 0);
+    MP_ASSERT(!product.quantised() || (product.weight_scale && product.form == ProductForm::forward));
     if (product.rows == 0 || product.outputs == 0) return;
     Plan& plan = state_->plan_of(Shape(product), context.architecture);
     if (!plan.algorithm || !plan.takes_memory_of(product)) return product_plain(context, product);
     plan.set_tokens(sums_over_tokens(product.form) ? product.inputs : product.rows);
+    if (product.quantised()) set_scales(plan.desc.get(), product.weight_scale, product.x_scale);
     const float one = 1, zero = 0;
     const bool adds = product.residual != nullptr;
     const void* const alpha = adds ? state_->one() : &one;

@@ -18,8 +18,9 @@ enum class ProductForm {
     weight_gradient,  // x [inputs, rows], weight [inputs, outputs]: out = x^T * weight
 };
 
-// out[r, o] = sum_i x(r, i) * weight(i, o) (+ residual[r, o]), row-major and contiguous. x and weight bf16;
-// out and residual bf16, or both float32 (the accumulator's own digits).
+// out[r, o] = sum_i x(r, i) * weight(i, o) (+ residual[r, o]), row-major and contiguous. x and weight bf16,
+// or (forward only) both E4M3 codes, whose sum is then multiplied by x_scale[r] * weight_scale[o]; out and
+// residual bf16, or both float32 (the accumulator's own digits).
 struct Product {
     ProductForm form = ProductForm::forward;
     const std::byte* x = nullptr;
@@ -28,7 +29,11 @@ struct Product {
     std::byte* out = nullptr;             // [rows, outputs]
     int64_t rows = 0, inputs = 0, outputs = 0;
     DType out_type = DType::bf16;
+    const float* x_scale = nullptr;       // [rows]; null where x and weight are bf16
+    const float* weight_scale = nullptr;  // [outputs]
     int64_t reference_rows = 0;  // that the algorithm is chosen for; 0: those of a usual batch
+
+    bool quantised() const { return x_scale != nullptr; }
 };
 
 // Keeps the library's handle, its 64 MiB workspace and the algorithm of every shape: of the weight and the

@@ -8,43 +8,112 @@
 namespace minipuzzle::cuda {
 namespace {
 
-// ---- column sums
+// ---- activation sums
+
+// Where the units' channels lie in x [B, T, pitch], and how much there is of them.
+struct Units {
+    const bf16* x;  // channel 0 of unit 0, token 0
+    int64_t batch, time, pitch, units, channels;
+};
 
 constexpr int kColumnLanes = 16, kColumnSlices = 32;
 
-// A block sums W * kColumnLanes columns of one sequence. Slice s takes tokens s, s + kColumnSlices, ...; then
-// the slices are added in order.
-template <int W>
-__global__ void __launch_bounds__(kColumnLanes* kColumnSlices)
-    sum_columns(const bf16* x, float* out, int64_t batch, int64_t time, int64_t width) {
+// Units of one channel. A block sums W * kColumnLanes of them over one sequence. Slice s takes tokens s,
+// s + kColumnSlices, ...; then the slices are added in order.
+template <int W, bool kSquared>
+__global__ void __launch_bounds__(kColumnLanes* kColumnSlices) sum_columns(Units from, float* out) {
     constexpr int kColumns = kColumnLanes * W, kThreads = kColumnLanes * kColumnSlices;
     __shared__ float sums[kColumnSlices][kColumns];
     const int lane = threadIdx.x % kColumnLanes, slice = threadIdx.x / kColumnLanes;
-    const int64_t blocks = (width + kColumns - 1) / kColumns;
-    for (int64_t task = blockIdx.x; task < batch * blocks; task += gridDim.x) {
+    const int64_t blocks = (from.units + kColumns - 1) / kColumns;
+    for (int64_t task = blockIdx.x; task < from.batch * blocks; task += gridDim.x) {
         const int64_t sequence = task / blocks, first = task % blocks * kColumns;
         const int64_t column = first + lane * W;
         float sum[W] = {};
-        if (column < width) {
-            const bf16* at = x + sequence * time * width + column;
+        if (column < from.units) {
+            const bf16* at = from.x + sequence * from.time * from.pitch + column;
 #pragma unroll 4
-            for (int64_t t = slice; t < time; t += kColumnSlices) {
+            for (int64_t t = slice; t < from.time; t += kColumnSlices) {
                 float v[W];
-                unpack(load<W>(at + t * width), v);
+                unpack(load<W>(at + t * from.pitch), v);
 #pragma unroll
-                for (int j = 0; j < W; ++j) sum[j] += fabsf(v[j]);
+                for (int j = 0; j < W; ++j)
+                    sum[j] = kSquared ? fmaf(v[j], v[j], sum[j]) : sum[j] + fabsf(v[j]);
             }
         }
 #pragma unroll
         for (int j = 0; j < W; ++j) sums[slice][lane * W + j] = sum[j];
         __syncthreads();
-        for (int c = threadIdx.x; c < kColumns && first + c < width; c += kThreads) {
+        for (int c = threadIdx.x; c < kColumns && first + c < from.units; c += kThreads) {
             float total = 0;
             for (int s = 0; s < kColumnSlices; ++s) total += sums[s][c];
-            out[sequence * width + first + c] = total;
+            out[sequence * from.units + first + c] = total;
         }
         __syncthreads();
     }
+}
+
+constexpr int kUnitWarps = 32;
+
+// Units of many channels, which are few (a layer's KV heads). A block sums one over one sequence. Warp w
+// takes tokens w, w + kUnitWarps, ...; then the warps are added in order.
+template <int W, bool kSquared>
+__global__ void __launch_bounds__(kUnitWarps* kWarp) sum_units(Units from, float* out) {
+    __shared__ float sums[kUnitWarps];
+    const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+    for (int64_t task = blockIdx.x; task < from.batch * from.units; task += gridDim.x) {
+        const int64_t sequence = task / from.units, unit = task % from.units;
+        const bf16* at = from.x + sequence * from.time * from.pitch + unit * from.channels;
+        float sum = 0;
+#pragma unroll 4
+        for (int64_t t = warp; t < from.time; t += kUnitWarps) {
+            float square = 0;
+            for (int64_t c = lane * W; c < from.channels; c += kWarp * W) {
+                float v[W];
+                unpack(load<W>(at + t * from.pitch + c), v);
+#pragma unroll
+                for (int j = 0; j < W; ++j) square = fmaf(v[j], v[j], square);
+            }
+            square = warp_sum(square);
+            sum += kSquared ? square : sqrtf(square);
+        }
+        if (lane == 0) sums[warp] = sum;
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            float total = 0;
+            for (int w = 0; w < kUnitWarps; ++w) total += sums[w];
+            out[task] = total;
+        }
+        __syncthreads();
+    }
+}
+
+template <int W, bool kSquared>
+void sum_activations(const Context& context, const Units& from, float* out) {
+    if (from.channels == 1)
+        sum_columns<W, kSquared><<<grid_size(from.batch * div_up(from.units, int64_t{kColumnLanes} * W)),
+                                   kColumnLanes * kColumnSlices, 0, context.stream>>>(from, out);
+    else
+        sum_units<W, kSquared>
+            <<<grid_size(from.batch * from.units), kUnitWarps * kWarp, 0, context.stream>>>(from, out);
+    MP_CUDA_LAUNCHED();
+}
+
+// ---- sums of powers over sequences
+
+constexpr int kPowerThreads = 256;
+
+__global__ void __launch_bounds__(kPowerThreads)
+    accumulate_powers(const float* x, double* total, int64_t batch, int64_t units, double scale,
+                      double power) {
+    const int64_t n = int64_t{blockIdx.x} * kPowerThreads + threadIdx.x;
+    if (n >= units) return;
+    double sum = total[n];
+    for (int64_t b = 0; b < batch; ++b) {
+        const double value = scale * static_cast<double>(x[b * units + n]);
+        sum += power == 2 ? value * value : power == 1 ? value : sqrt(value);
+    }
+    total[n] = sum;
 }
 
 // ---- squared norm
@@ -132,16 +201,33 @@ void draw_normals(const Context& context, T* out, const RandomNormal& args) {
 
 }  // namespace
 
-// 8B: 2 * F read per token (42 KiB at F 21504), 4 * F written per sequence; 1 FLOP per element.
-void run(const Context& context, const AbsoluteColumnSums& args) {
-    const int64_t batch = args.x.size(0), time = args.x.size(1), width = args.x.size(2);
-    if (batch == 0 || width == 0) return;
-    const bf16* x = bf16_data(args.x);
-    const bool vectors = vectors_fit(x, width);
-    const int64_t columns = kColumnLanes * (vectors ? 8 : 1);
-    const auto kernel = vectors ? sum_columns<8> : sum_columns<1>;
-    kernel<<<grid_size(batch * div_up(width, columns)), kColumnLanes * kColumnSlices, 0, context.stream>>>(
-        x, args.out.as<float>(), batch, time, width);
+// 8B: per token 2 * F read (42 KiB at F 21504), 2 * H P of a Mamba layer (16 KiB) or of attention (8 KiB);
+// 4 bytes written per sequence and unit; 1 or 2 FLOPs per element. A layer has few units of many channels, so
+// those do not fill the device; its attention layers are few as well.
+void run(const Context& context, const ActivationSums& args) {
+    const Units from{.x = bf16_data(args.x) + args.first,
+                     .batch = args.x.size(0),
+                     .time = args.x.size(1),
+                     .pitch = args.x.columns(),
+                     .units = args.out.columns(),
+                     .channels = args.channels};
+    if (args.out.elements() == 0) return;
+    float* out = args.out.as<float>();
+    const int64_t row = from.channels == 1 ? from.units : from.channels;
+    if (vectors_fit(from.x, from.pitch) && row % 8 == 0)
+        args.squared ? sum_activations<8, true>(context, from, out)
+                     : sum_activations<8, false>(context, from, out);
+    else
+        args.squared ? sum_activations<1, true>(context, from, out)
+                     : sum_activations<1, false>(context, from, out);
+}
+
+// 4 bytes read per sequence and unit, 16 read and written per unit: 1.1 MB at F 21504 and 8 sequences.
+void run(const Context& context, const AccumulatePowers& args) {
+    const int64_t units = args.total.elements();
+    if (args.x.elements() == 0) return;
+    accumulate_powers<<<grid_size(div_up(units, int64_t{kPowerThreads})), kPowerThreads, 0, context.stream>>>(
+        args.x.as<float>(), args.total.as<double>(), args.x.size(0), units, args.scale, args.power);
     MP_CUDA_LAUNCHED();
 }
 

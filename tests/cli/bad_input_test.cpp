@@ -238,6 +238,27 @@ TEST_CASE("outputs that exist and are not ours stay as they are") {
     CHECK(content_of(broken.dir / "out/precious.txt") == "mine");
 }
 
+TEST_CASE("score --until-certain: options that need each other, too few documents, no student that fits") {
+    const Broken broken;
+    const auto score_fails = [&](int code, const std::vector<std::string>& options,
+                                 const std::vector<std::string>& says) {
+        std::vector<std::string> arguments = {"score",     "--model", broken.model,        "--data",
+                                              broken.data, "--out",   broken.out + ".json"};
+        arguments.insert(arguments.end(), options.begin(), options.end());
+        fails(broken.dir, code, arguments, says);
+    };
+    score_fails(2, {"--until-certain"}, {"--mem-budget"});
+    score_fails(2, {"--tie", "0.001"}, {"--until-certain"});
+    score_fails(2, {"--mem-budget", "84%"}, {"--until-certain"});
+    score_fails(2, {"--until-certain", "--mem-budget", "84%", "--tie", "-1"}, {"--tie"});
+    score_fails(2, {"--until-certain", "--mem-budget", "84%", "--width"}, {"--width"});
+    // two rows, whatever number of windows they give
+    score_fails(3, {"--until-certain", "--mem-budget", "84%", "--seq-len", "2"},
+                {"2 documents", "at least 8", "--samples"});
+    // before anything is measured, and before the data is looked at
+    score_fails(4, {"--until-certain", "--mem-budget", "1%"}, {"smallest"});
+}
+
 TEST_CASE("our own files broken: unknown keys, other formats, other models") {
     const Broken broken;
     const auto plan_fails = [&](const std::string& text, const std::vector<std::string>& says) {

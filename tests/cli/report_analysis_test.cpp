@@ -1,7 +1,6 @@
 // The report's figures of what scores hold beyond a row a layer.
-#include <set>
-
 #include "cli/report/agreement_matrix.h"
+#include "cli/report/importance_chart.h"
 #include "cli/report/page.h"
 #include "cli/report/pair_map.h"
 #include "cli/report/removal_chart.h"
@@ -51,6 +50,32 @@ TEST_CASE("report: a page with all pairs of 118 layers stays under 1 MB and is w
     CHECK(occurrences(page, "role=\"img\"") == occurrences(page, "aria-label="));
 }
 
+TEST_CASE("report: a scale for orders of magnitude is linear about 0 and logarithmic beyond") {
+    CHECK(!symlog_knee({}, 40));
+    CHECK(!symlog_knee({0.01, 0.02, 0.3}, 40));
+    CHECK(!symlog_knee({0, 0, 0, 5}, 40));
+    CHECK(*symlog_knee({-0.03, 0.05, 0.07, 9.0}, 40) == Approx(0.01));  // the quartile is 0.05
+    const Scale scale{-1, 100, 300, 0, ScaleKind::symlog, 0.01};
+    CHECK(scale(-1) == Approx(300));
+    CHECK(scale(100) == Approx(0).margin(1e-9));
+    // From 1 on asinh(x / 0.01) is log(200 x) within 3e-5: decades are equally long.
+    CHECK(scale(1) - scale(10) == Approx(scale(10) - scale(100)).epsilon(1e-4));
+    CHECK(scale(0) - scale(0.002) == Approx(scale(0.002) - scale(0.004)).epsilon(0.05));
+    const Ticks marks = ticks(scale, 5);
+    REQUIRE(marks.values.size() >= 5);
+    CHECK(std::count(marks.values.begin(), marks.values.end(), 0.0) == 1);
+    for (std::size_t i = 1; i < marks.values.size(); ++i)
+        CHECK(scale(marks.values[i - 1]) - scale(marks.values[i]) >= 20);
+
+    ScoreTable scores = scores_of(pattern_of(40));
+    CHECK(importance_chart(scores, Objective::loss_delta, {}).find("logarithmic") == std::string::npos);
+    for (std::size_t i = 0; i < 40; i += 3) scores.layers[i].loss_delta = 5.0;
+    const std::string chart = importance_chart(scores, Objective::loss_delta, {});
+    CHECK(chart.find("logarithmic beyond 0.01") != chart.npos);
+    CHECK(occurrences(chart, "class=\"break\"") == 0);
+    CHECK(overlapping_texts(chart) == "");
+}
+
 TEST_CASE("report: no text of the analysis lies on another") {
     for (const int64_t layers : {4, 20, 52, 118}) {
         const ScoreTable scores = full_scores_of(pattern_of(layers), layers, layers - 1);
@@ -64,7 +89,7 @@ TEST_CASE("report: no text of the analysis lies on another") {
 }
 
 TEST_CASE("report: the metrics' agreement, over all layers and inside each type that is large enough") {
-    const std::string pattern = pattern_of(20);  // 10 Mamba, 8 FFN, 2 attention: too few to rank
+    const std::string pattern = pattern_of(20);  // 9 Mamba, 9 FFN, 2 attention: too few to rank
     const std::string figure = agreement_matrix(full_scores_of(pattern, 1, 1));
     CHECK(figure.find(">all (20 layers)<") != figure.npos);
     CHECK(figure.find(">Mamba (") != figure.npos);

@@ -54,7 +54,8 @@ TEST_CASE("score: killed or asked to stop, then resumed: the same bytes", "[slow
     const auto whole = run(arguments);
     INFO(whole.err);
     REQUIRE(whole.code == 0);
-    const std::string expected = content_of(out), csv = content_of(dir / "scores.csv");
+    const std::string expected = content_of(out), csv = content_of(dir / "scores.csv"),
+                      width = content_of(dir / "scores.width.safetensors");
     for (const int signal : {SIGKILL, SIGTERM, SIGUSR1}) {
         fs::remove(out);
         fs::remove(dir / "scores.csv");
@@ -62,7 +63,9 @@ TEST_CASE("score: killed or asked to stop, then resumed: the same bytes", "[slow
         interrupted_run(dir, arguments, signal);
         CHECK(content_of(out) == expected);
         CHECK(content_of(dir / "scores.csv") == csv);
+        CHECK(content_of(dir / "scores.width.safetensors") == width);
         CHECK_FALSE(fs::exists(out + ".state"));
+        CHECK_FALSE(fs::exists(out + ".state.width"));
     }
 }
 
@@ -88,6 +91,31 @@ TEST_CASE("score with pairs and removal: killed, then resumed: the same bytes", 
     interrupted_run(dir, arguments, SIGKILL);
     CHECK(content_of(out) == expected);
     CHECK_FALSE(fs::exists(out + ".state"));
+}
+
+TEST_CASE("score --until-certain: killed or asked to stop, then resumed: the same bytes", "[slow]") {
+    const TempDir dir;
+    const auto data = dir.write("rows.jsonl", token_rows(40, 129)).string();
+    const std::string out = (dir / "scores.json").string();
+    const std::vector<std::string> arguments = {
+        "score",           "--model",      demo_model(), "--data", data, "--seq-len", "128",
+        "--until-certain", "--mem-budget", "84%",        "--out",  out,  "-q"};
+    const auto whole = run(arguments);
+    INFO(whole.err);
+    REQUIRE(whole.code == 0);
+    CHECK(whole.out.find("layer work") != std::string::npos);
+    CHECK(whole.out.find("split-half rank correlation") != std::string::npos);
+    const std::string expected = content_of(out);
+    const json scores = json::parse(expected);
+    CHECK(scores["stability"]["until_certain"]["drop"].size() > 0);
+    CHECK(scores["stability"]["documents"] == 40);
+    for (const int signal : {SIGKILL, SIGTERM}) {
+        fs::remove(out);
+        fs::remove(dir / "scores.csv");
+        interrupted_run(dir, arguments, signal);
+        CHECK(content_of(out) == expected);
+        CHECK_FALSE(fs::exists(out + ".state"));
+    }
 }
 
 // run.jsonl without what a clock says.

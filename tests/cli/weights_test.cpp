@@ -102,5 +102,51 @@ TEST_CASE("bench times a model resident, streamed, and streamed without overlap"
     CHECK(result["rows"][1]["streamed_bytes"].get<int64_t>() > 0);
 }
 
+TEST_CASE("--precision fp8: score says what it did to the scores, eval holds it against bf16") {
+    const Rows rows;
+    const std::string out = (rows.dir / "scores.json").string();
+    const std::vector<std::string> score = {"score",    "--model", demo_model(), "--data", rows.path,
+                                            "--device", "cpu",     "--seq-len",  "64",     "--precision",
+                                            "fp8",      "--out",   out};
+    const auto outcome = run(score);
+    INFO(outcome.err);
+    REQUIRE(outcome.code == 0);
+    CHECK(outcome.out.find("fp8 against bf16 on 12 sequences: Spearman 0.") != std::string::npos);
+    const json check = json::parse(test::content_of(out))["precision"];
+    CHECK(check["sweep"] == "fp8");
+    CHECK(check["head"] == "bf16");
+    CHECK(check["sequences"] == 12);
+    CHECK(check["rank_correlation"].get<double>() > 0.9);  // 768 tokens only
+    CHECK(check["rms_error"].get<double>() > 0);
+    CHECK(check["largest_error"].get<double>() >= check["rms_error"].get<double>());
+
+    // The losses of the table are those of eval in fp8, wherever the weights lie.
+    std::vector<std::string> eval = {"eval", "--model",  demo_model(), "--data", rows.path,     "--seq-len",
+                                     "64",   "--device", "cpu",        "-q",     "--precision", "fp8"};
+    const json resident = run_json(eval);
+    CHECK(resident["precision"] == "fp8");
+    CHECK(resident["loss"] == json::parse(test::content_of(out))["base"]["loss"]);
+    eval.insert(eval.end(), {"--weight-memory", "4MiB", "--reference", demo_model()});
+    const json against = run_json(eval);
+    CHECK(against["loss"] == resident["loss"]);
+    CHECK(against["kl"].get<double>() > 0);
+    CHECK(against["kl"].get<double>() < 0.05);
+}
+
+TEST_CASE("a precision that is not there, or has nothing to do, is refused") {
+    const Rows rows;
+    refused({"score", "--data", rows.path, "--model", demo_model(), "--precision", "fp4"}, "bf16");
+    refused({"bench", "ops", "--precision", "fp8"}, "--precision");
+    refused({"bench", "--model", demo_model(), "--distill", demo_model(), "--precision", "fp8"}, "bf16");
+}
+
+TEST_CASE("bench times a sweep in fp8") {
+    const json result = run_json({"bench", "--model", demo_model(), "--prefill", "32", "--sweep",
+                                  "--precision", "fp8", "--device", "cpu", "-q"});
+    CHECK(result["precision"] == "fp8");
+    REQUIRE(result["rows"].size() == 1);
+    CHECK(result["rows"][0]["loss"].get<double>() > 0);
+}
+
 }  // namespace
 }  // namespace minipuzzle::cli

@@ -48,6 +48,9 @@ class Bf16Backend final : public Backend {
     void run(const RmsNormBackward& a) override {
         widened(a, [](auto& w) { return list(w.x, w.d_out, w.d_x); });
     }
+    void run(const QuantizeRows& a) override {
+        widened(a, [](auto& w) { return list(w.x); });
+    }
     void run(const LinearForward& a) override {
         widened(a, [](auto& w) { return list(w.x, w.weight, w.residual, w.out); });
     }
@@ -96,9 +99,10 @@ class Bf16Backend final : public Backend {
     void run(const FeatureLoss& a) override {
         widened(a, [](auto& w) { return list(w.student, w.teacher, w.d_student); });
     }
-    void run(const AbsoluteColumnSums& a) override {
+    void run(const ActivationSums& a) override {
         widened(a, [](auto& w) { return list(w.x); });
     }
+    void run(const AccumulatePowers& a) override { cpu_->run(a); }
     void run(const SquaredNorm& a) override {
         widened(a, [](auto& w) { return list(w.x); });
     }

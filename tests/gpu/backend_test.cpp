@@ -76,3 +76,30 @@ TEST_CASE("a copy queue runs beside the operations and orders itself against the
     }
     gpu->free_pinned(pinned);
 }
+
+TEST_CASE("copies to the host and to the device wait for each other where they are told to", "[gpu]") {
+    Backend* gpu = cuda_backend();
+    if (!gpu) return;
+    constexpr int64_t kElements = 1 << 22;
+    std::byte* pinned = gpu->allocate_pinned(kElements * 2);
+    {
+        const DeviceTensor one(*gpu, DType::bf16, {kElements}, std::vector<float>(kElements, 1.0f));
+        const DeviceTensor a(*gpu, DType::bf16, {kElements}, std::vector<float>(kElements, 0.0f));
+        const DeviceTensor b(*gpu, DType::bf16, {kElements});
+        const auto queue = gpu->make_copy_queue();
+        // a + 1 goes to the host and from there to b, b + 1 back to a: 200 rounds through one host buffer,
+        // far more copies than the queue keeps events for.
+        for (int round = 0; round < 100; ++round) {
+            gpu->run(Add{a, one, a});
+            queue->copies_wait(queue->copy_back(pinned, a.view().data, a.view().bytes()));
+            queue->operations_wait(queue->copy(b.view().data, pinned, b.view().bytes()));
+            gpu->run(Add{b, one, a});
+        }
+        const auto values = a.download();
+        CHECK(std::all_of(values.begin(), values.end(), [](float value) { return value == 200; }));
+        const auto ticket = queue->copy_back(pinned, b.view().data, b.view().bytes());
+        queue->host_wait(ticket);
+        CHECK(bf16_to_float(reinterpret_cast<const uint16_t*>(pinned)[kElements - 1]) == 199);
+    }
+    gpu->free_pinned(pinned);
+}

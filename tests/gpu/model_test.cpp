@@ -1,5 +1,7 @@
 // Whole models on the GPU against the CPU: the two trained minis.
+#include "kernels/random.h"
 #include "nas/funnel.h"
+#include "runtime/batch_size.h"
 #include "runtime/evaluate.h"
 #include "runtime/rank_correlation.h"
 #include "runtime/variant_sweep.h"
@@ -99,6 +101,47 @@ TEST_CASE("each row of a sweep has the bits of that student alone, resident and 
             const Evaluation alone = evaluate(*gpu, {student, kept}, nullptr, mini.corpus, some, {});
             for (std::size_t w = 0; w < some.size(); ++w)
                 CHECK(alone.per_sequence_loss[w] == together.variants[l].loss[w]);
+        }
+    }
+}
+
+TEST_CASE("a sweep's bits do not depend on where its states lie", "[gpu]") {
+    Backend* gpu = cuda_backend();
+    if (!gpu) return;
+    const test::Mini mini(*gpu, "mini-52");
+    const Architecture& architecture = mini.checkpoint.architecture();
+    // The longer windows are compared in several pieces where states wait on the host.
+    for (const auto& [count, length] : {std::pair{5, 256}, {2, 2000}}) {
+        CAPTURE(length);
+        WindowBatch batch = blank_batch(count, length);
+        const CounterRandom random(3, "windows");
+        for (int64_t i = 0; i < count; ++i) batch.windows.push_back(i);
+        for (int64_t i = 0; i < count * length; ++i) {
+            batch.tokens.push_back(static_cast<int32_t>(random.bits(2 * i) % architecture.vocab));
+            batch.targets.push_back(static_cast<int32_t>(random.bits(2 * i + 1) % architecture.vocab));
+        }
+        VariantSweep reference(*gpu, architecture, mini.weights.weights(), leave_one_out(architecture),
+                               nullptr);
+        const SweepResult expected = reference.run(batch);
+        const SweepMemory all = reference.plan(batch.batch, batch.length);
+        CHECK(all.host_states == 0);
+        for (const int64_t short_of : {1, 20, 53}) {
+            VariantSweep spilled(*gpu, architecture, mini.weights.weights(), leave_one_out(architecture),
+                                 nullptr);
+            spilled.limit_memory(all.device_bytes - short_of * all.state_bytes, int64_t{1} << 34);
+            const SweepMemory plan = spilled.plan(batch.batch, batch.length);
+            CHECK(plan.host_states >= short_of);
+            for (int again = 0; again < 2; ++again) {
+                const SweepResult got = spilled.run(batch);
+                CHECK(got.base.loss == expected.base.loss);
+                for (std::size_t l = 0; l < architecture.layers.size(); ++l) {
+                    CAPTURE(l, plan.host_states);
+                    CHECK(got.variants[l].loss == expected.variants[l].loss);
+                    CHECK(got.variants[l].kl == expected.variants[l].kl);
+                    CHECK(got.variants[l].logit_nmse == expected.variants[l].logit_nmse);
+                    CHECK(got.variants[l].hidden_mse == expected.variants[l].hidden_mse);
+                }
+            }
         }
     }
 }

@@ -54,17 +54,21 @@ TEST_CASE("A stopped score goes on from its state and ends in the same figures",
     options.samples = 0;
     const ScoreOutcome whole = run(options);
     options.state = mini.scratch.path() / "state";
-    int polls = 0;
-    options.control.stop_requested = [&] { return ++polls > 1; };
+    double share = 0;  // what is done
+    options.control.progress = [&](const ProgressUpdate& update) { share = update.done / update.total; };
+    options.control.stop_requested = [&] { return share > 0.3; };  // amid the second batch
     CHECK_THROWS_AS(run(options), Interrupted);
     std::ofstream(options.state, std::ios::app)
         << "{\"batch\": 1, \"tok";  // as a kill in mid-write leaves it
     options.control = {};
     options.resume = true;
-    int batches = 0;
-    options.control.progress = [&](const ProgressUpdate&) { ++batches; };
+    std::vector<double> shares;
+    options.control.progress = [&](const ProgressUpdate& update) {
+        shares.push_back(update.done / update.total);
+    };
     const ScoreOutcome resumed = run(options);
-    CHECK(batches == 4);
+    CHECK(shares.front() == Approx(0.25));  // the first batch was kept
+    CHECK(shares.back() == Approx(1));
     for (std::size_t l = 0; l < whole.table.layers.size(); ++l) {
         CHECK(resumed.table.layers[l].kl == whole.table.layers[l].kl);
         CHECK(resumed.table.layers[l].loss_delta_ci == whole.table.layers[l].loss_delta_ci);
@@ -92,6 +96,9 @@ TEST_CASE("Width scores: neurons in falling order, and the curve is measured on 
         REQUIRE(order.size() == 512);
         for (std::size_t i = 1; i < order.size(); ++i) CHECK(scores[order[i - 1]] >= scores[order[i]]);
     }
+    const Architecture& architecture = mini.checkpoint.architecture();
+    CHECK(std::ssize(outcome.width.mamba_head_order) == architecture.count(LayerType::mamba));
+    CHECK(std::ssize(outcome.width.kv_head_order) == architecture.count(LayerType::attention));
     const auto& curve = outcome.table.ffn_width_curve;
     REQUIRE(curve.size() == 3);
     CHECK(curve[0].ffn_width == 512);

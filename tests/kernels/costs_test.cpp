@@ -26,6 +26,14 @@ TEST_CASE("costs count each tensor once, and what is not read not at all") {
     CHECK(linear.bytes == 2 * (30 + 35 + 42));
     CHECK(linear.flops == 2 * 6 * 5 * 7);
 
+    const Tensor codes(nullptr, DType::f8_e4m3, {2, 3, 5}), matrix(nullptr, DType::f8_e4m3, {7, 5});
+    const Cost coded = cost(LinearForward{
+        .x = codes, .weight = matrix, .out = bf16({2, 3, 7}), .x_scale = f32({6}), .weight_scale = f32({7})});
+    CHECK(coded.bytes == 30 + 35 + 2 * 42 + 4 * (6 + 7));
+    CHECK(coded.quantised_flops == 2 * 6 * 5 * 7);
+    CHECK(coded.flops == 0);
+    CHECK(cost(QuantizeRows{bf16({2, 3, 5}), codes, f32({6})}).bytes == 2 * 30 + 30 + 4 * 6);
+
     const Cost conv = cost(ConvForward{.shape = s, .zxbcdt = zxbcdt, .weight = bf16({10240, 4}), .xbc = xbc});
     CHECK(conv.bytes == 2 * (2 * 8192.0 * 10240 + 4 * 10240));
 

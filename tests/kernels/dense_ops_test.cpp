@@ -177,25 +177,6 @@ TEMPLATE_TEST_CASE("squared ReLU, its gradient, and addition", "", float, double
     CHECK(std::isnan(broken[0]));
 }
 
-TEMPLATE_TEST_CASE("absolute column sums are taken per sequence", "", float, double) {
-    constexpr int64_t kBatch = 2, kTime = 50, kWidth = 131;
-    Random random(6);
-    const auto x = random.normals(kBatch * kTime * kWidth);
-    std::vector<double> expected(kBatch * kWidth, 0.0);
-    for (int64_t b = 0; b < kBatch; ++b) {
-        for (int64_t t = 0; t < kTime; ++t) {
-            for (int64_t i = 0; i < kWidth; ++i) {
-                expected[b * kWidth + i] += std::abs(x[(b * kTime + t) * kWidth + i]);
-            }
-        }
-    }
-    const auto values = convert<TestType>(x);
-    std::vector<TestType> out(kBatch * kWidth, 5);
-    backend<TestType>()->run(AbsoluteColumnSums{.x = tensor(values, {kBatch, kTime, kWidth}),
-                                                .out = tensor(out, {kBatch, kWidth})});
-    CHECK(relative_error(out, expected) < kTolerance<TestType>);
-}
-
 TEST_CASE("feature losses match their definitions, gradients and masks") {
     constexpr int64_t kRows = 5, kWidth = 23, kMasked = 2;
     const FeatureKind kind = GENERATE(FeatureKind::cosine, FeatureKind::mse);

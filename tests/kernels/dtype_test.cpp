@@ -80,6 +80,52 @@ TEST_CASE("floats beyond the half-size range become infinity and NaN stays NaN")
     CHECK(std::isnan(f16_to_float(float_to_f16(std::numeric_limits<float>::quiet_NaN()))));
 }
 
+TEMPLATE_TEST_CASE("every E4M3 code survives the way to a number and back", "", float, double) {
+    for (int bits = 0; bits < 256; ++bits) {
+        const float value = e4m3_to_float(static_cast<uint8_t>(bits));
+        if ((bits & 0x7f) == 0x7f) {
+            REQUIRE(std::isnan(value));
+        } else {
+            // Worked out from the format's definition.
+            const int exponent = bits >> 3 & 15, mantissa = bits & 7;
+            const double size =
+                exponent == 0 ? std::ldexp(mantissa, -9) : std::ldexp(8 + mantissa, exponent - 10);
+            REQUIRE(value == (bits < 128 ? size : -size));
+        }
+        REQUIRE(to_e4m3<TestType>(value) == bits);
+    }
+    CHECK(e4m3_to_float(0x7e) == kLargestE4m3);
+    CHECK(e4m3_to_float(0x01) == 0x1p-9f);
+    CHECK(std::signbit(e4m3_to_float(0x80)));
+}
+
+TEMPLATE_TEST_CASE("numbers round to the nearest E4M3 value, ties to even", "", float, double) {
+    using T = TestType;
+    const T infinity = std::numeric_limits<T>::infinity();
+    for (int bits = 0; bits < 0x7e; ++bits) {
+        const auto low = static_cast<uint8_t>(bits), high = static_cast<uint8_t>(bits + 1);
+        const T middle = (T{e4m3_to_float(low)} + T{e4m3_to_float(high)}) / 2;
+        REQUIRE(to_e4m3(middle) == (bits % 2 == 0 ? low : high));
+        REQUIRE(to_e4m3(std::nextafter(middle, infinity)) == high);
+        REQUIRE(to_e4m3(std::nextafter(middle, T{0})) == low);
+        REQUIRE(to_e4m3(-std::nextafter(middle, infinity)) == (high | 0x80));
+    }
+    // Below half of the smallest subnormal everything is zero, whose sign stays.
+    CHECK(to_e4m3(std::numeric_limits<T>::denorm_min()) == 0);
+    CHECK(to_e4m3(-std::numeric_limits<T>::min()) == 0x80);
+    for (const T beyond : {T(449), T(463), T(464), T(1e30), infinity}) {
+        CHECK(to_e4m3(beyond) == 0x7e);
+        CHECK(to_e4m3(-beyond) == 0xfe);
+    }
+    CHECK((to_e4m3(std::numeric_limits<T>::quiet_NaN()) & 0x7f) == 0x7f);
+}
+
+// By way of float it would round twice: this is above the middle of 1 and 1.125, but its float is the middle.
+TEST_CASE("a double becomes E4M3 in one step") {
+    CHECK(to_e4m3(1.0625 + 0x1p-40) == 0x39);
+    CHECK(to_e4m3(static_cast<float>(1.0625 + 0x1p-40)) == 0x38);
+}
+
 TEST_CASE("a tensor's views count elements, bytes, rows and slices") {
     float memory[24];
     const Tensor t(memory, DType::f32, {2, 3, 4});

@@ -10,11 +10,11 @@
 
 // clang-format off
 #define MINIPUZZLE_OPERATIONS(X) \
-    X(EmbeddingForward) X(EmbeddingBackward) X(RmsNormForward) X(RmsNormBackward) X(LinearForward) \
+    X(EmbeddingForward) X(EmbeddingBackward) X(RmsNormForward) X(RmsNormBackward) X(QuantizeRows) X(LinearForward) \
     X(LinearBackward) X(SquaredReluForward) X(SquaredReluBackward) X(Add) X(ConvForward) X(ConvBackward) \
     X(SsdForward) X(SsdBackward) X(GatedNormForward) X(GatedNormBackward) X(AttentionForward) \
-    X(AttentionBackward) X(VocabularyLoss) X(CompareLogits) X(FeatureLoss) X(AbsoluteColumnSums) \
-    X(SquaredNorm) X(RandomNormal) X(GradientNorms) X(AdamW)
+    X(AttentionBackward) X(VocabularyLoss) X(CompareLogits) X(FeatureLoss) X(ActivationSums) \
+    X(AccumulatePowers) X(SquaredNorm) X(RandomNormal) X(GradientNorms) X(AdamW)
 // clang-format on
 
 namespace minipuzzle::testing {
@@ -100,6 +100,21 @@ class EveryOperation {
         view.data = reinterpret_cast<std::byte*>(values.data());
         return view;
     }
+    // E4M3 and its scales. What they hold shows in the products made of them; scales are an output too.
+    struct Codes {
+        Tensor values, scale;
+    };
+    Codes codes_of(int64_t rows, int64_t width) {
+        auto& values = codes_.emplace_back(rows * width);
+        auto& scale = inputs_.emplace_back(rows);
+        return {Tensor(values.data(), DType::f8_e4m3, {rows, width}),
+                Tensor(scale.data(), DType::f32, {rows})};
+    }
+    Codes quantised_output(const std::string& name, int64_t time, int64_t width) {
+        auto& values = codes_.emplace_back(count_ * time * width);
+        return {Tensor(values.data(), DType::f8_e4m3, {count_, time, width}),
+                output(name + " scale", {time}).view({count_ * time})};
+    }
     Tensor indices(int32_t limit, int32_t masked_every) {
         auto& values = indices_.emplace_back(kBatch * time_);
         for (size_t i = 0; i < values.size(); ++i) {
@@ -128,7 +143,25 @@ class EveryOperation {
         const Tensor sum = output("add", {time_, kWidth});
         backend_.run(Add{x, normed, sum});
         backend_.run(LinearForward{squared, down, sum, sum});
-        backend_.run(AbsoluteColumnSums{squared, output("column sums", {kFfn})});
+        const Codes codes = quantised_output("quantised", time_, kWidth), many = codes_of(kFfn, kWidth);
+        backend_.run(QuantizeRows{x, codes.values, codes.scale});
+        backend_.run(QuantizeRows{up, many.values, many.scale});
+        backend_.run(LinearForward{.x = codes.values,
+                                   .weight = many.values,
+                                   .out = output("quantised linear", {time_, kFfn}),
+                                   .x_scale = codes.scale,
+                                   .weight_scale = many.scale});
+        const Tensor sums = output("activation sums", {kFfn});
+        backend_.run(ActivationSums{.x = squared, .out = sums});
+        backend_.run(ActivationSums{.x = squared,
+                                    .first = 3,
+                                    .channels = 17,
+                                    .squared = true,
+                                    .out = output("squared activation sums", {31})});
+        auto& total = doubles_.emplace_back(kFfn);
+        backend_.run(AccumulatePowers{
+            .x = sums, .scale = 0.1, .power = 2, .total = Tensor(total.data(), DType::f64, {kFfn})});
+        parameters["powers"] = convert<float>(total);
 
         const Tensor d_squared = output("d squared", {time_, kFfn}),
                      d_normed = output("d normed", {time_, kWidth});
@@ -275,6 +308,7 @@ class EveryOperation {
     Random random_{51};
     std::list<std::vector<float>> inputs_;
     std::list<std::vector<int32_t>> indices_;
+    std::list<std::vector<uint8_t>> codes_;
     std::list<std::vector<double>> doubles_;
 };
 

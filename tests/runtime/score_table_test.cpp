@@ -165,3 +165,44 @@ TEST_CASE("width scores: written, read, the kept neurons ascending") {
     write_width_scores(path, scores);
     CHECK_THROWS_WITH(read_width_scores(path), Contains("layers.1.ffn_neuron_order") && Contains("twice"));
 }
+
+TEST_CASE("width scores: Mamba heads in their groups and KV heads are written, read and checked") {
+    WidthScores scores;
+    scores.mamba_head_order[0] = {{2, 0, 1}, {3, 5, 4}};
+    scores.mamba_head_score[0] = {0.5f, 0.25f, 1.0f, 3.0f, 1.5f, 2.0f};
+    scores.kv_head_order[4] = {1, 0};
+    scores.kv_head_score[4] = {0.5f, 0.75f};
+    const test::TempDir folder;
+    const std::filesystem::path path = folder / "width.safetensors";
+    const auto fails = [&](const WidthScores& bad, const std::string& words) {
+        write_width_scores(path, bad);
+        CHECK_THROWS_WITH(read_width_scores(path), Contains(words));
+    };
+    write_width_scores(path, scores);
+    const SafetensorsFile file(path);
+    CHECK(file.find("layers.0.mamba_head_order")->shape == std::vector<int64_t>{2, 3});
+    CHECK(file.find("layers.4.kv_head_order")->shape == std::vector<int64_t>{2});
+    const WidthScores again = read_width_scores(path);
+    CHECK(again.mamba_head_order == scores.mamba_head_order);
+    CHECK(again.mamba_head_score == scores.mamba_head_score);
+    CHECK(again.kv_head_order == scores.kv_head_order);
+    CHECK(again.kv_head_score == scores.kv_head_score);
+    WidthScores bad = scores;
+    bad.mamba_head_order[0][0][1] = 3;  // a head of the other group
+    fails(bad, "layers.0.mamba_head_order: group 0: head 3 is out of range, expected each of 0..2 once");
+    bad = scores;
+    bad.mamba_head_order[0][1] = {3, 5, 2};
+    fails(bad, "group 1: head 2 is out of range, expected each of 3..5 once");
+    bad = scores;
+    bad.mamba_head_order[0][1] = {3, 5, 3};
+    fails(bad, "group 1: head 3 is listed twice");
+    bad = scores;
+    bad.mamba_head_score[0].pop_back();
+    fails(bad, "layer 0 has 5 scores but 6 heads in its order");
+    bad = scores;
+    bad.kv_head_order[4] = {-1, 0};
+    fails(bad, "layers.4.kv_head_order: KV head -1 is out of range");
+    bad = scores;
+    bad.kv_head_score[5] = {1.0f};
+    fails(bad, "layer 5 has 1 scores but 0 KV heads");
+}

@@ -16,13 +16,14 @@ namespace {
 struct TinyWorld {
     std::unique_ptr<Backend> backend = make_cpu_backend(DType::f32, 2);
     Architecture architecture = test::tiny_architecture("M-M*-M-");
-    WeightMemory weights = random_weights(*backend, architecture, 4, 0.2);
+    WeightMemory weights;
     WidthScores width_scores;
     test::TempDir scratch;
     std::unique_ptr<Corpus> corpus;
     std::vector<Window> windows;
 
-    TinyWorld() {
+    explicit TinyWorld(Precision precision = Precision::bf16)
+        : weights(load_weights(*backend, architecture, *random_source(architecture, 4, 0.2), precision)) {
         CounterRandom random(8, "tokens");
         std::ofstream file(scratch.path() / "rows.jsonl");
         int64_t draw = 0;
@@ -93,7 +94,12 @@ TEST_CASE("Plans that are the same student share one slot") {
 }
 
 TEST_CASE("Every plan of a sweep measures what its student measures alone, bit for bit") {
-    TinyWorld world;
+    const Precision precision = GENERATE(Precision::bf16, Precision::fp8);
+    TinyWorld world(precision);
+    CAPTURE(name(precision));
+    // Layer 4, an FFN, is among the quantised: widths cut it too.
+    CHECK(is_quantized(std::get<FfnWeights>(world.weights.weights().layers[4]).down_proj) ==
+          (precision == Precision::fp8));
     const int64_t full = world.architecture.ffn_width();
     std::vector<StudentPlan> plans(6);
     plans[0].drop = {0};
@@ -130,6 +136,22 @@ TEST_CASE("A window's figures do not depend on the windows or the plans beside i
         CHECK(alone.variants[0].logit_nmse[0] == all.variants[1].logit_nmse[w]);
         CHECK(alone.base.loss[0] == all.base.loss[w]);
     }
+}
+
+TEST_CASE("Layers with quantised projections have no backward") {
+    TinyWorld world(Precision::fp8);
+    const Architecture& architecture = world.architecture;
+    DeviceArena arena = DeviceArena::sized(*world.backend, 1 << 22);
+    const WeightMemory gradients(*world.backend, architecture, true);
+    Weights sums = gradients.weights();
+    HybridModel model(*world.backend, arena, architecture, world.weights.weights());
+    const Tensor in = arena.take("in", {1, 5, architecture.width}),
+                 d = arena.take("d", {1, 5, architecture.width});
+    world.backend->zero(in);
+    world.backend->zero(d);
+    model.apply_backward(1, in, d, sums);
+    for (const int64_t layer : {2, 3, 4})
+        CHECK_THROWS_AS(model.apply_backward(layer, in, d, sums), InternalError);
 }
 
 TEST_CASE("A loss that is not finite stops the sweep and names the window") {

@@ -23,9 +23,9 @@ struct StreamWorld {
 
     // What must be on the device: embeddings, head, final norm and two of the largest layer, by the error's
     // words.
-    int64_t least() {
+    int64_t least(StreamFrom from = StreamFrom::source, Precision precision = Precision::bf16) {
         try {
-            StreamedWeights(*backend, architecture, *source, StreamFrom::source, 1);
+            StreamedWeights(*backend, architecture, *source, from, 1, precision);
         } catch (const Error& error) {
             CHECK(error.kind() == ErrorKind::usage);
             const std::string message = error.what(), before = "two layers take ";
@@ -40,26 +40,61 @@ struct StreamWorld {
 
 TEST_CASE("streamed weights give the bits of resident ones, pass after pass, whatever the budget") {
     StreamWorld world;
-    const WeightMemory resident = load_weights(*world.backend, world.architecture, *world.source);
-    const auto expected = logits(*world.backend, world.architecture, resident.weights());
     int64_t most_streamed = 0;
-    for (const StreamFrom from : {StreamFrom::pinned_memory, StreamFrom::source})
-        for (const int64_t more : {0, 7'000, 12'000, 1'000'000}) {
-            const int64_t budget = world.least() + more;
-            CAPTURE(budget);
-            StreamedWeights streamed(*world.backend, world.architecture, *world.source, from, budget);
-            CHECK(streamed.device_bytes() <= budget);
-            most_streamed = std::max(most_streamed, streamed.streamed_layers());
-            for (int pass = 0; pass < 3; ++pass) {
-                streamed.set_overlap(pass != 1);
-                CHECK(logits(*world.backend, world.architecture, streamed) == expected);
+    for (const Precision precision : {Precision::bf16, Precision::fp8}) {
+        const WeightMemory resident =
+            load_weights(*world.backend, world.architecture, *world.source, precision);
+        const auto expected = logits(*world.backend, world.architecture, resident.weights());
+        for (const StreamFrom from : {StreamFrom::pinned_memory, StreamFrom::source})
+            for (const int64_t more : {0, 7'000, 12'000, 1'000'000}) {
+                const int64_t budget = world.least(from, precision) + more;
+                CAPTURE(budget, name(precision));
+                CHECK(world.least(from, precision) ==
+                      StreamedWeights::least_bytes(*world.backend, world.architecture, from, precision));
+                StreamedWeights streamed(*world.backend, world.architecture, *world.source, from, budget,
+                                         precision);
+                CHECK(streamed.device_bytes() <= budget);
+                most_streamed = std::max(most_streamed, streamed.streamed_layers());
+                for (int pass = 0; pass < 3; ++pass) {
+                    streamed.set_overlap(pass != 1);
+                    CHECK(logits(*world.backend, world.architecture, streamed) == expected);
+                }
             }
-        }
+    }
     CHECK(most_streamed >= 8);
     StreamedWeights everything(*world.backend, world.architecture, *world.source, StreamFrom::source,
                                1 << 24);
     CHECK(everything.streamed_layers() == 0);
     CHECK(everything.streamed_bytes() == 0);
+}
+
+TEST_CASE("quantised layers take fewer bytes on the device, and on the way there from pinned memory") {
+    StreamWorld world;
+    const auto streamed_bytes = [&](StreamFrom from, Precision precision) {
+        const StreamedWeights streamed(*world.backend, world.architecture, *world.source, from,
+                                       world.least(from, precision), precision);
+        CHECK(streamed.streamed_layers() == std::ssize(world.architecture.layers));
+        return streamed.streamed_bytes();
+    };
+    WeightMemory exact(*world.backend, world.architecture, Precision::bf16);
+    WeightMemory narrow(*world.backend, world.architecture, Precision::fp8);
+    int64_t saved = 0;  // float32 becomes one byte and a float32 a row
+    for_each_parameter(world.architecture, narrow.weights(), [&](const ParameterInfo& info, Tensor& tensor) {
+        CHECK(is_quantized(tensor) == (info.scale && *info.scale));
+        if (!is_quantized(tensor)) return;
+        CHECK(info.slot.layer >= 2);
+        CHECK(info.slot.layer < 8);
+        Tensor values = tensor;
+        values.dtype = DType::f32;
+        saved += aligned_bytes(values) - aligned_bytes(tensor) - aligned_bytes(*info.scale);
+    });
+    CHECK(saved > 0);
+    CHECK(exact.bytes() - narrow.bytes() == saved);
+    CHECK(streamed_bytes(StreamFrom::pinned_memory, Precision::bf16) -
+              streamed_bytes(StreamFrom::pinned_memory, Precision::fp8) ==
+          saved);
+    CHECK(streamed_bytes(StreamFrom::source, Precision::bf16) ==
+          streamed_bytes(StreamFrom::source, Precision::fp8));
 }
 
 TEST_CASE("a pass that breaks off leaves the stream usable") {

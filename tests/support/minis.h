@@ -26,10 +26,11 @@ struct Mini {
     Corpus corpus;
     std::vector<Window> windows;
 
-    Mini(Backend& backend, const std::string& name)
+    Mini(Backend& backend, const std::string& name, Precision precision = Precision::bf16)
         : checkpoint(shared_folder() / "models" / name),
           reference(nlohmann::json::parse(std::ifstream(checkpoint.folder() / "reference.json"))),
-          weights(load_weights(backend, checkpoint)),
+          weights(
+              load_weights(backend, checkpoint.architecture(), *checkpoint_source(checkpoint), precision)),
           corpus({write_calibration()}, {.tokenizer = nullptr, .vocab = checkpoint.architecture().vocab},
                  false),
           windows(choose_windows(corpus, 512, 0, 0)) {}

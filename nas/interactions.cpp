@@ -22,9 +22,6 @@ constexpr double kLeast = 0.003;  // nats: a in h is not less, so that a layer o
 // itself, and the measurement.
 double miss(double rise) { return 0.05 * std::pow(std::abs(rise), 1.5) + 0.001; }
 
-// A layer whose loss alone is above so many nats carries the model. What is left without it says nothing of
-// how other layers go together, so sets without it are not learned from.
-constexpr double kCarries = 1.0;
 // Steps of removal measure sets by the hundred that differ in one layer; so many, evenly, tell the same.
 constexpr std::size_t kMostRemovalSets = 400;
 
@@ -102,7 +99,7 @@ double Interactions::correction(const std::vector<int64_t>& drop) const {
 std::vector<Interactions::MeasuredSet> Interactions::measured_sets(const ScoreTable& scores) const {
     const auto usable = [&](const std::vector<int64_t>& drop) {
         return drop.size() >= 3 && std::all_of(drop.begin(), drop.end(), [&](int64_t layer) {
-                   return cost_[static_cast<std::size_t>(layer)] <= kCarries;
+                   return cost_[static_cast<std::size_t>(layer)] <= kCarriesModel;
                });
     };
     std::vector<MeasuredSet> removals, sets;
@@ -129,7 +126,9 @@ std::vector<Interactions::MeasuredSet> Interactions::measured_sets(const ScoreTa
 }
 
 Interactions::Prior Interactions::prior(const ScoreTable& scores) const {
-    const auto carries = [&](int64_t layer) { return cost_[static_cast<std::size_t>(layer)] > kCarries; };
+    const auto carries = [&](int64_t layer) {
+        return cost_[static_cast<std::size_t>(layer)] > kCarriesModel;
+    };
     double sum = 0, count = 0;
     for (const PairScore& pair : scores.pairs->pairs)
         if (!carries(pair.first) && !carries(pair.second)) {

@@ -64,6 +64,10 @@ struct IterativeScores {
     std::vector<RemovalStep> steps;
 };
 
+// A layer whose loss_delta is above so many nats carries the model (the first one, often): what is left
+// without it says nothing of how other layers go together.
+inline constexpr double kCarriesModel = 1.0;
+
 // Random sets of layers off at once: what larger removals cost, beside those that iterative removal passes.
 struct RandomSet {
     std::vector<int64_t> drop;  // ascending, each once

@@ -57,5 +57,4 @@ TEST_CASE("A random set's loss is that of the model without its layers") {
         // Means of differences against differences of means: a few roundings of losses below 16.
         CHECK(std::abs(set.loss_delta - (mean(alone, at.layers.tokens) - base)) < 1e-13);
     }
-    CHECK(work.multiply_adds <= work.separate_multiply_adds);
 }

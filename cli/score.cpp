@@ -62,6 +62,7 @@ std::string summary(const importance::ScoreOutcome& outcome) {
     text += "\n" + sharing_line("layers", {outcome.multiply_adds, outcome.separate_multiply_adds});
     if (scores.pairs) text += sharing_line("pairs", outcome.pairs);
     if (scores.iterative) text += sharing_line("iterative", outcome.iterative);
+    if (scores.random_sets) text += sharing_line("random sets", outcome.random_sets);
     return text;
 }
 
@@ -162,6 +163,7 @@ CommandResult ScoreCommand::run(const Context& context) {
                                      .width_aggregation = aggregation,
                                      .pairs = pairs,
                                      .iterative = conditional.iterative,
+                                     .random_sets = conditional.random_sets,
                                      .until_certain = certain};
     if (weights.number_format() == Precision::fp8)
         options.narrow = importance::NarrowSweep{.precision = Precision::fp8, .unquantized = {}};

@@ -8,6 +8,7 @@
 #include "importance/confidence.h"
 #include "importance/feed_order.h"
 #include "importance/iterative.h"
+#include "importance/random_sets.h"
 #include "importance/score_run.h"
 #include "importance/stability.h"
 #include "importance/width.h"
@@ -29,6 +30,7 @@ std::string identity_of(const Backend& backend, const ModelIdentity& model, cons
                             options.pairs->candidates.value_or(-1), options.pairs->samples);
     if (options.iterative > 0)
         text += fmt::format(" iterative {} {}", options.iterative, fmt::join(options.layer_bytes, ","));
+    if (options.random_sets > 0) text += fmt::format(" random-sets {}", options.random_sets);
     if (options.narrow) text += fmt::format(" {}", name(options.narrow->precision));
     if (const auto& certain = options.until_certain)
         text += fmt::format(" until certain {} {} {} {}", certain->confidence, certain->tie,
@@ -97,11 +99,10 @@ ScoreTable table_of(const Architecture& architecture, const SweepResult& result,
 std::vector<Window> windows_of(const Corpus& corpus, const ScoreOptions& options) {
     std::vector<Window> windows = choose_windows(corpus, options.seq_len, options.samples, options.seed);
     if (!options.until_certain) return windows;
-    if (options.width || options.pairs || options.iterative > 0)
+    if (options.width || options.pairs || options.iterative > 0 || options.random_sets > 0)
         fail_usage(
-            "--until-certain goes without --width, --pairs and --iterative, which want every sequence: "
-            "measure "
-            "them in a run of their own");
+            "--until-certain goes without --width, --pairs, --iterative and --random-sets, which want every "
+            "sequence: measure them in a run of their own");
     check_documents(windows);
     return by_document(windows, options.seed);
 }
@@ -145,6 +146,7 @@ void announce_all(ScoreRun& run, const std::vector<StudentPlan>& plans, const st
     if (!widths.empty()) run.announce(width_plans(widths), windows);
     if (options.pairs) announce_pairs(run, *options.pairs);
     announce_removal(run, options.iterative);
+    announce_random_sets(run, options.random_sets, options.seed);
     if (options.narrow) run.announce(plans, checked_windows(run));
 }
 
@@ -171,6 +173,9 @@ ScoreOutcome score_all(Backend& backend, ScoreRun& run, const ScoreOptions& opti
     if (options.iterative > 0)
         table.iterative =
             remove_iteratively(losses, options.iterative, options.layer_bytes, outcome.iterative);
+    if (options.random_sets > 0)
+        table.random_sets =
+            measure_random_sets(losses, options.random_sets, options.seed, outcome.random_sets);
     const SweepSchedule schedule = make_schedule(run.architecture(), plans);
     for (const Window& window : run.windows()) {
         outcome.multiply_adds +=

@@ -24,6 +24,7 @@ struct ScoreOptions {
     WidthAggregation width_aggregation;
     std::optional<PairOptions> pairs;
     int64_t iterative = 0;                      // steps of iterative removal
+    int64_t random_sets = 0;                    // random sets of layers off
     std::vector<int64_t> layer_bytes;           // per layer, at the budget's workload; empty without a budget
     std::optional<UntilCertain> until_certain;  // then `samples` bounds the windows of any layer
     std::optional<NarrowSweep> narrow;          // where the weights given are narrower than the compute type
@@ -37,7 +38,7 @@ struct ScoreOutcome {
     WidthScores width;  // empty without ScoreOptions::width
     // Of the leave-one-out sweep alone: done, and what layers + 1 separate passes would have taken.
     double multiply_adds = 0, separate_multiply_adds = 0;
-    SweepWork pairs, iterative;
+    SweepWork pairs, iterative, random_sets;
     int64_t documents = 0;  // that the windows came from
 };
 

@@ -50,7 +50,7 @@ struct TrainingOptions {
 struct ConditionalOptions {
     std::optional<std::string> pairs;  // "", a number or "all"
     std::optional<int64_t> candidates;
-    int64_t samples = 0, iterative = 0;
+    int64_t samples = 0, iterative = 0, random_sets = 0;
 
     void add_to(OptionTable& table);
 };

@@ -22,6 +22,8 @@ int64_t window_of(const std::string& text) {
 void ConditionalOptions::add_to(OptionTable& table) {
     table.count("iterative", iterative,
                 "take away the least important layer so many times, each time measuring the rest anew");
+    table.count("random-sets", random_sets,
+                "measure so many random sets of layers off, for predicting students (with --pairs)");
     table.optional_text("pairs", "[W|all]", pairs,
                         "measure layers off two at a time: pairs at most W apart, and of likely layers [4]");
     table.count("pair-candidates", candidates,
@@ -33,6 +35,7 @@ std::optional<importance::PairOptions> pair_options(const ConditionalOptions& op
     if (!options.pairs) {
         if (options.candidates) fail_usage("--pair-candidates goes with --pairs");
         if (options.samples > 0) fail_usage("--pair-samples goes with --pairs");
+        if (options.random_sets > 0) fail_usage("--random-sets goes with --pairs");
         return std::nullopt;
     }
     importance::PairOptions pairs{

@@ -1,4 +1,4 @@
-// score's options on pairs and iterative removal, and how much work their sweeps shared.
+// score's options on pairs and iterative removal.
 #pragma once
 
 #include <optional>

@@ -1,7 +1,6 @@
 #include "cli/cut.h"
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include "cli/opened_model.h"
 #include "importance/confidence.h"
@@ -23,43 +22,6 @@ ScoreTable equal_scores(const Architecture& architecture) {
         scores.layers.push_back(
             {.layer = static_cast<int64_t>(l), .type = type_of(architecture.layers[l]), .loss_delta = 0.0});
     return scores;
-}
-
-std::string pairs_text(const std::vector<std::array<int64_t, 2>>& pairs) {
-    std::vector<std::string> texts;
-    for (const auto& [dropped, kept] : pairs) texts.push_back(fmt::format("{}/{}", dropped, kept));
-    return fmt::format("{}", fmt::join(texts, ", "));
-}
-
-std::string decided(const Certainty& certainty) {
-    std::string text =
-        fmt::format("the cut drops {}\nlayer work {:.2f} of the full run's\n",
-                    certainty.drop.empty() ? "nothing" : fmt::format("{}", fmt::join(certainty.drop, ", ")),
-                    certainty.layer_work);
-    if (!certainty.ties.empty())
-        text += fmt::format("ties (dropped/kept, less than {} nats apart): {}\n", certainty.tie,
-                            pairs_text(certainty.ties));
-    if (!certainty.open.empty())
-        text += fmt::format("left open by --samples (dropped/kept): {}\n", pairs_text(certainty.open));
-    else
-        text += fmt::format("every other pair across the cut is certain at {:.0f} %\n",
-                            100 * certainty.confidence);
-    return text;
-}
-
-std::string stability_text(const RankStability& stability) {
-    const std::string half = stability.split_half ? fmt::format("{:.3f}", *stability.split_half) : "unknown";
-    int64_t widest = 0;
-    double sum = 0;
-    for (const auto& [low, high] : stability.ranks) {
-        widest = std::max(widest, high - low);
-        sum += static_cast<double>(high - low);
-    }
-    return fmt::format(
-        "split-half rank correlation {}; resampled rankings {:.3f} ({} resamples of documents); 95 % of a "
-        "layer's ranks lie within {:.1f} places, {} at most\n",
-        half, stability.rank_correlation, stability.resamples,
-        sum / static_cast<double>(std::max<std::size_t>(1, stability.ranks.size())), widest);
 }
 
 }  // namespace
@@ -92,14 +54,11 @@ std::optional<importance::UntilCertain> until_certain_options(const ScoreCommand
     return certain;
 }
 
-std::string certainty_summary(const ScoreTable& scores, int64_t documents) {
-    std::string text =
-        fmt::format("{} windows from {} documents\n", scores.calibration->sequences, documents);
+std::string documents_line(const ScoreTable& scores, int64_t documents) {
+    std::string text = fmt::format("{} windows from {} documents", scores.calibration->sequences, documents);
     if (documents < importance::kFewestDocuments)
-        text += fmt::format("no intervals: they take {} documents at least\n", importance::kFewestDocuments);
-    if (scores.certainty) text += decided(*scores.certainty);
-    if (scores.stability) text += stability_text(*scores.stability);
-    return text;
+        text += fmt::format("; no intervals: they take {} documents at least", importance::kFewestDocuments);
+    return text + "\n";
 }
 
 std::string ranking_warning(const ScoreTable& scores, int64_t documents) {

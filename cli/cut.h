@@ -18,8 +18,8 @@ void check_certainty_options(const ScoreCommand& command);
 std::optional<importance::UntilCertain> until_certain_options(const ScoreCommand& command,
                                                               const Context& context);
 
-// For people: what the scores rest on and how far the ranking can be trusted.
-std::string certainty_summary(const ScoreTable& scores, int64_t documents);
+// For people: what the scores rest on, and why there is no interval where there is none.
+std::string documents_line(const ScoreTable& scores, int64_t documents);
 // Empty where enough windows were ranked.
 std::string ranking_warning(const ScoreTable& scores, int64_t documents);
 

@@ -1,4 +1,4 @@
-// inspect PLAN --scores S: what the additive predictor says, term by term.
+// inspect PLAN --scores S: what the predictor says, term by term, and the additive one beside it.
 #include <fmt/format.h>
 
 #include "cli/inspect.h"
@@ -46,10 +46,13 @@ struct Prediction {
                 {"ffn_width", student.ffn_width()},
                 {"objective", name(surrogate.objective)},
                 {"value", predicted.value},
+                {"additive", nas::predict_additive(surrogate, teacher, plan).value},
                 {"loss", optional_json(predicted.loss)},
                 {"terms",
                  {{"base", optional_json(predicted.base)},
                   {"layers", optional_json(predicted.layers)},
+                  {"pairs", optional_json(predicted.pairs)},
+                  {"correction", optional_json(predicted.correction)},
                   {"width_term", optional_json(predicted.width_term)}}},
                 {"dropped", layers},
                 {"params", parameters(student)},
@@ -69,9 +72,13 @@ std::string one_plan_text(const Json& prediction) {
         terms.add(
             {fmt::format("layer {} ({})", layer["layer"].get<int64_t>(), layer["type"].get<std::string>()),
              cell(number(layer["value"]), 6)});
+    if (const auto pairs = number(parts["pairs"])) terms.add({"pairs", cell(pairs, 6)});
+    if (const auto correction = number(parts["correction"])) terms.add({"correction", cell(correction, 6)});
     terms.add({fmt::format("FFN width {}", prediction["ffn_width"].get<int64_t>()),
                cell(number(parts["width_term"]), 6)});
     terms.add({"sum", cell(number(prediction["value"]), 6)});
+    if (parts["pairs"].is_number())
+        terms.add({"sum without pairs and correction", cell(number(prediction["additive"]), 6)});
     const int64_t total = prediction["memory"]["total"].get<int64_t>();
     return fmt::format("objective {}\n{}{} parameters, {} bytes ({})\n",
                        prediction["objective"].get<std::string>(), terms.text(),
@@ -79,11 +86,14 @@ std::string one_plan_text(const Json& prediction) {
 }
 
 std::string many_plans_text(const Json& predictions) {
-    Table table({"drop", "ffn_width", "base", "layers", "width_term", "value", "params", "bytes"});
+    Table table({"drop", "ffn_width", "base", "layers", "pairs", "correction", "width_term", "value",
+                 "additive", "params", "bytes"});
     for (const Json& row : predictions)
         table.add({row["drop"].dump(), row["ffn_width"].dump(), cell(number(row["terms"]["base"])),
-                   cell(number(row["terms"]["layers"])), cell(number(row["terms"]["width_term"])),
-                   cell(number(row["value"])), row["params"].dump(), row["memory"]["total"].dump()});
+                   cell(number(row["terms"]["layers"])), cell(number(row["terms"]["pairs"])),
+                   cell(number(row["terms"]["correction"])), cell(number(row["terms"]["width_term"])),
+                   cell(number(row["value"])), cell(number(row["additive"])), row["params"].dump(),
+                   row["memory"]["total"].dump()});
     return table.text();
 }
 

@@ -62,6 +62,7 @@ std::string summary(const importance::ScoreOutcome& outcome) {
     text += "\n" + sharing_line("layers", {outcome.multiply_adds, outcome.separate_multiply_adds});
     if (scores.pairs) text += sharing_line("pairs", outcome.pairs);
     if (scores.iterative) text += sharing_line("iterative", outcome.iterative);
+    if (scores.random_sets) text += sharing_line("random sets", outcome.random_sets);
     return text;
 }
 
@@ -154,17 +155,6 @@ CommandResult ScoreCommand::run(const Context& context) {
     Phases phases(context.console);
     phases.begin("context");
     const auto backend = open_backend(context);
-    if (dry_run)
-        return score_dry_run(context, *backend, *this,
-                             {.seq_len = windows.seq_len,
-                              .samples = windows.samples,
-                              .seed = context.seed(),
-                              .width = width.has_value(),
-                              .widths = width.value_or(std::vector<int64_t>{})});
-    phases.begin("load");
-    OpenedModel loaded(*backend, model, weights, context);
-    const Corpus corpus = loaded.reader().for_measuring(data);
-    const ModelIdentity identity = loaded.identity(full_hash);
     importance::ScoreOptions options{.seq_len = windows.seq_len,
                                      .samples = windows.samples,
                                      .seed = context.seed(),
@@ -173,14 +163,20 @@ CommandResult ScoreCommand::run(const Context& context) {
                                      .width_aggregation = aggregation,
                                      .pairs = pairs,
                                      .iterative = conditional.iterative,
-                                     .layer_bytes = weighed_layers(*this, loaded, context),
-                                     .until_certain = certain,
-                                     .state = files.state,
-                                     .resume = resume,
-                                     .control = context.control};
+                                     .random_sets = conditional.random_sets,
+                                     .until_certain = certain};
     if (weights.number_format() == Precision::fp8)
-        options.narrow = importance::NarrowSweep{
-            .precision = Precision::fp8, .unquantized = [&] { return loaded.reload_unquantized(*backend); }};
+        options.narrow = importance::NarrowSweep{.precision = Precision::fp8, .unquantized = {}};
+    if (dry_run) return score_dry_run(context, *backend, *this, options);
+    phases.begin("load");
+    OpenedModel loaded(*backend, model, weights, context);
+    const Corpus corpus = loaded.reader().for_measuring(data);
+    const ModelIdentity identity = loaded.identity(full_hash);
+    options.layer_bytes = weighed_layers(*this, loaded, context);
+    options.state = files.state;
+    options.resume = resume;
+    options.control = context.control;
+    if (options.narrow) options.narrow->unquantized = [&] { return loaded.reload_unquantized(*backend); };
     phases.begin("compute");
     importance::ScoreOutcome outcome = without_leftover(files.state, [&] {
         return importance::score(*backend, loaded.architecture(), loaded.weights(), identity, corpus,
@@ -207,7 +203,7 @@ CommandResult ScoreCommand::run(const Context& context) {
     Json json = Json::parse(text);
     return {.json = std::move(json),
             .text = summary(outcome) + (width ? width_line(outcome.width) : "") +
-                    certainty_summary(scores, outcome.documents) + "wrote " + files.json.string() + "\n"};
+                    documents_line(scores, outcome.documents) + "wrote " + files.json.string() + "\n"};
 }
 
 }  // namespace minipuzzle::cli

@@ -138,10 +138,11 @@ std::string width_text(const ScoreTable& scores) {
 }
 
 std::string stability_line(const RankStability& stability) {
-    std::string text = fmt::format("rank stability, {} resamples of {} documents: mean Spearman {:.3f}",
-                                   stability.resamples, stability.documents, stability.rank_correlation);
-    if (stability.split_half) text += fmt::format("; between two halves {:.3f}", *stability.split_half);
-    return wrapped(text);
+    const std::string halves =
+        stability.split_half ? fmt::format("{:.3f}", *stability.split_half) : "unknown";
+    return wrapped(fmt::format(
+        "split-half rank correlation {}; resampled rankings {:.3f} ({} resamples of {} documents)", halves,
+        stability.rank_correlation, stability.resamples, stability.documents));
 }
 
 std::string widest_ranks(const ScoreTable& scores) {
@@ -166,9 +167,9 @@ std::string pair_list(const std::vector<std::array<int64_t, 2>>& pairs, std::str
 std::string certainty_line(const Certainty& certainty) {
     return wrapped(
         fmt::format("until certain: {} ties under {} nats, {} pairs open at {:g} %; "
-                    "{:.1f} % of the full run's layer work",
+                    "layer work {:.2f} of the full run's",
                     certainty.ties.size(), certainty.tie, certainty.open.size(), 100 * certainty.confidence,
-                    100 * certainty.layer_work));
+                    certainty.layer_work));
 }
 
 std::string certainty_lists(const Certainty& certainty) {
@@ -274,16 +275,13 @@ std::string scores_summary(const ScoreTable& scores) {
     std::string text = base_line(scores) + calibration_line(scores) + types_text(scores) +
                        wrapped(fmt::format("least: {}", fmt::join(least, ", "))) + width_text(scores);
     std::string parts;
+    if (scores.certainty) parts += certainty_line(*scores.certainty) + certainty_lists(*scores.certainty);
+    if (scores.stability) parts += stability_line(*scores.stability) + widest_ranks(scores);
     if (scores.precision) parts += precision_line(*scores.precision);
-    if (scores.iterative) {
-        std::vector<int64_t> order;
-        for (const RemovalStep& step : scores.iterative->steps) order.push_back(step.removed);
-        parts +=
-            wrapped(fmt::format("iterative removal: {}; loss_delta {:.4f} in the end", fmt::join(order, ", "),
-                                order.empty() ? 0.0 : scores.iterative->steps.back().loss_delta));
-    }
-    if (scores.pairs) parts += "pair interactions: " + pairs_line(*scores.pairs);
-    return text + (parts.empty() ? "" : "\n" + parts);
+    if (!parts.empty()) text += "\n" + parts;
+    if (scores.iterative) text += removals_text(scores);
+    if (scores.pairs) text += pairs_text(scores);
+    return text;
 }
 
 }  // namespace minipuzzle::cli

@@ -19,8 +19,8 @@ std::vector<int64_t> shown_layers(const ScoreTable& scores, const LayerView& vie
 
 // Everything: a row and a bar a layer, then what follows from the rows and what the optional parts hold.
 std::string scores_text(const ScoreTable& scores, const LayerView& view, const Terminal& terminal);
-// What matters at the end of a run: the base, each type's range, the least important layers, a line each for
-// precision, removal and pairs (certainty_summary() says how far the order can be trusted).
+// What matters at the end of a run: the base, each type's range, the least important layers, what
+// the optional parts say.
 std::string scores_summary(const ScoreTable& scores);
 
 // Two tables of one pattern: both values of every layer, their difference, both ranks.

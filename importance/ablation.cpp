@@ -8,6 +8,7 @@
 #include "importance/confidence.h"
 #include "importance/feed_order.h"
 #include "importance/iterative.h"
+#include "importance/random_sets.h"
 #include "importance/score_run.h"
 #include "importance/stability.h"
 #include "importance/width.h"
@@ -29,6 +30,7 @@ std::string identity_of(const Backend& backend, const ModelIdentity& model, cons
                             options.pairs->candidates.value_or(-1), options.pairs->samples);
     if (options.iterative > 0)
         text += fmt::format(" iterative {} {}", options.iterative, fmt::join(options.layer_bytes, ","));
+    if (options.random_sets > 0) text += fmt::format(" random-sets {}", options.random_sets);
     if (options.narrow) text += fmt::format(" {}", name(options.narrow->precision));
     if (const auto& certain = options.until_certain)
         text += fmt::format(" until certain {} {} {} {}", certain->confidence, certain->tie,
@@ -97,11 +99,10 @@ ScoreTable table_of(const Architecture& architecture, const SweepResult& result,
 std::vector<Window> windows_of(const Corpus& corpus, const ScoreOptions& options) {
     std::vector<Window> windows = choose_windows(corpus, options.seq_len, options.samples, options.seed);
     if (!options.until_certain) return windows;
-    if (options.width || options.pairs || options.iterative > 0)
+    if (options.width || options.pairs || options.iterative > 0 || options.random_sets > 0)
         fail_usage(
-            "--until-certain goes without --width, --pairs and --iterative, which want every sequence: "
-            "measure "
-            "them in a run of their own");
+            "--until-certain goes without --width, --pairs, --iterative and --random-sets, which want every "
+            "sequence: measure them in a run of their own");
     check_documents(windows);
     return by_document(windows, options.seed);
 }
@@ -137,16 +138,23 @@ ScoreOutcome score_until_certain(ScoreRun& run, const ModelIdentity& identity, c
     return outcome;
 }
 
-// Every sequence to every layer, and whatever else was asked for.
-ScoreOutcome score_all(Backend& backend, ScoreRun& run, const ScoreOptions& options,
-                       const std::vector<int64_t>& widths, const std::filesystem::path& statistics_path) {
-    const std::vector<StudentPlan> plans = leave_one_out(run.architecture());
+// Every sweep that is known of before the first one begins.
+void announce_all(ScoreRun& run, const std::vector<StudentPlan>& plans, const std::vector<int64_t>& widths,
+                  const ScoreOptions& options) {
     const int64_t windows = std::ssize(run.windows());
     run.announce(plans, windows);
     if (!widths.empty()) run.announce(width_plans(widths), windows);
     if (options.pairs) announce_pairs(run, *options.pairs);
     announce_removal(run, options.iterative);
+    announce_random_sets(run, options.random_sets, options.seed);
     if (options.narrow) run.announce(plans, checked_windows(run));
+}
+
+// Every sequence to every layer, and whatever else was asked for.
+ScoreOutcome score_all(Backend& backend, ScoreRun& run, const ScoreOptions& options,
+                       const std::vector<int64_t>& widths, const std::filesystem::path& statistics_path) {
+    const std::vector<StudentPlan> plans = leave_one_out(run.architecture());
+    announce_all(run, plans, widths, options);
     std::optional<WidthStatistics> statistics;
     if (options.width)
         statistics.emplace(backend, run.architecture(), options.width_aggregation, statistics_path);
@@ -165,6 +173,9 @@ ScoreOutcome score_all(Backend& backend, ScoreRun& run, const ScoreOptions& opti
     if (options.iterative > 0)
         table.iterative =
             remove_iteratively(losses, options.iterative, options.layer_bytes, outcome.iterative);
+    if (options.random_sets > 0)
+        table.random_sets =
+            measure_random_sets(losses, options.random_sets, options.seed, outcome.random_sets);
     const SweepSchedule schedule = make_schedule(run.architecture(), plans);
     for (const Window& window : run.windows()) {
         outcome.multiply_adds +=
@@ -197,17 +208,19 @@ ScorePlan plan_score(Backend& backend, const Architecture& architecture, WeightS
                      const Corpus& corpus, const ScoreOptions& options, int64_t device_bytes,
                      int64_t host_bytes) {
     const std::vector<Window> windows = windows_of(corpus, options);
-    const std::vector<StudentPlan> plans = leave_one_out(architecture),
-                                   narrow = width_plans(widths_of(architecture, options));
-    ScorePlan plan{.windows = std::ssize(windows)};
-    for (const Window& window : windows) {
-        plan.tokens += window.length;
-        for (const auto* of_stage : {&plans, &narrow})
-            if (!of_stage->empty())
-                plan.multiply_adds += shared_multiply_adds(
-                    architecture, make_schedule(architecture, *of_stage), window.length, window.length);
-    }
+    check_conditional(architecture, options, std::ssize(windows));
+    const std::vector<StudentPlan> plans = leave_one_out(architecture);
+    ScoreState nowhere("", "", false);
+    const RunControl silent;
+    ScoreRun run(backend, architecture, weights, corpus, windows, nowhere, silent);
+    announce_all(run, plans, widths_of(architecture, options), options);
+    ScorePlan plan{.windows = std::ssize(windows), .multiply_adds = run.announced().total()};
+    for (const Window& window : windows) plan.tokens += window.length;
+
     VariantSweep sweep(backend, architecture, weights, plans, nullptr);
+    std::optional<WidthStatistics> statistics;
+    if (options.width) statistics.emplace(backend, architecture, options.width_aggregation, "");
+    sweep.observe(statistics ? &*statistics : nullptr);
     sweep.limit_memory(device_bytes, host_bytes);
     const std::vector<WindowBatch> batches = batch_windows(corpus, windows, sweep.batch_tokens(windows));
     const WindowBatch& largest = *std::max_element(

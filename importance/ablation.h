@@ -24,6 +24,7 @@ struct ScoreOptions {
     WidthAggregation width_aggregation;
     std::optional<PairOptions> pairs;
     int64_t iterative = 0;                      // steps of iterative removal
+    int64_t random_sets = 0;                    // random sets of layers off
     std::vector<int64_t> layer_bytes;           // per layer, at the budget's workload; empty without a budget
     std::optional<UntilCertain> until_certain;  // then `samples` bounds the windows of any layer
     std::optional<NarrowSweep> narrow;          // where the weights given are narrower than the compute type
@@ -37,7 +38,7 @@ struct ScoreOutcome {
     WidthScores width;  // empty without ScoreOptions::width
     // Of the leave-one-out sweep alone: done, and what layers + 1 separate passes would have taken.
     double multiply_adds = 0, separate_multiply_adds = 0;
-    SweepWork pairs, iterative;
+    SweepWork pairs, iterative, random_sets;
     int64_t documents = 0;  // that the windows came from
 };
 
@@ -50,13 +51,13 @@ ScoreOutcome score(Backend& backend, const Architecture& architecture, WeightSou
 // What score() would do.
 struct ScorePlan {
     int64_t windows = 0, tokens = 0, batches = 0;
-    SweepMemory memory;        // of the largest batch
-    double multiply_adds = 0;  // of all sweeps
+    SweepMemory memory;        // of the leave-one-out sweep's largest batch
+    double multiply_adds = 0;  // of all stages, as far as they are known before the first; with
+                               // until_certain the most it may come to
 };
 
-// The dry run of the leave-one-out sweep, width curve included: nothing is computed or written, `weights`
-// need no memory behind them. `device_bytes` and `host_bytes`: what is free beside the weights. Errors as
-// score()'s, and VariantSweep::plan's.
+// The dry run: nothing is computed or written, `weights` need no memory behind them. `device_bytes` and
+// `host_bytes`: what is free beside the weights. Errors as score()'s, and VariantSweep::plan's.
 ScorePlan plan_score(Backend& backend, const Architecture& architecture, WeightSource weights,
                      const Corpus& corpus, const ScoreOptions& options, int64_t device_bytes,
                      int64_t host_bytes);

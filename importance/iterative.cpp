@@ -40,13 +40,14 @@ int64_t least(const std::vector<std::optional<double>>& rises, const std::vector
 
 }  // namespace
 
+std::vector<LayerSet> expected_removals(int64_t step, int64_t layers) {
+    return step == 0 ? std::vector<LayerSet>{} : with_one_more(evenly_spread(step, layers), layers);
+}
+
 void announce_removal(ScoreRun& run, int64_t steps) {
-    // Which layers will go is not known: layers evenly spread cost about the same. The first step asks for
-    // single layers only, which are measured before.
-    const int64_t layers = static_cast<int64_t>(run.architecture().layers.size());
+    const int64_t layers = std::ssize(run.architecture().layers);
     for (int64_t step = 1; step < steps; ++step)
-        run.announce(stage_of(step), plans_of(with_one_more(evenly_spread(step, layers), layers)),
-                     static_cast<int64_t>(run.windows().size()));
+        run.announce(stage_of(step), plans_of(expected_removals(step, layers)), std::ssize(run.windows()));
 }
 
 IterativeScores remove_iteratively(AblationLosses& losses, int64_t steps,

@@ -6,6 +6,9 @@
 
 namespace minipuzzle::importance {
 
+// About which sets of layers step `step` (from 0) asks for: which are gone by then is not known, layers
+// evenly spread cost about the same. None in the first step, whose single layers are measured before.
+std::vector<LayerSet> expected_removals(int64_t step, int64_t layers);
 // Tells the run's progress how much work `steps` steps will be.
 void announce_removal(ScoreRun& run, int64_t steps);
 

@@ -20,10 +20,6 @@ int64_t window_of(const PairOptions& options, int64_t layers) {
     return options.all ? layers - 1 : options.window;
 }
 
-int64_t windows_of(const PairOptions& options, int64_t windows) {
-    return options.samples > 0 ? options.samples : windows;
-}
-
 // Ascending.
 std::vector<LayerSet> pairs_of(const PairOptions& options, int64_t layers,
                                const std::vector<int64_t>& candidates) {
@@ -68,16 +64,22 @@ std::vector<int64_t> likeliest(const Architecture& architecture, const std::vect
     return {chosen.begin(), chosen.end()};
 }
 
-void announce_pairs(ScoreRun& run, const PairOptions& options) {
+std::vector<LayerSet> expected_pairs(const PairOptions& options, int64_t layers) {
     // Which layers are likeliest is not known yet: as many, evenly spread.
-    const int64_t layers = static_cast<int64_t>(run.architecture().layers.size());
-    const LayerSet guess = evenly_spread(candidates_of(options, layers), layers);
-    run.announce(kStage, plans_of(pairs_of(options, layers, guess)),
-                 windows_of(options, static_cast<int64_t>(run.windows().size())));
+    return pairs_of(options, layers, evenly_spread(candidates_of(options, layers), layers));
+}
+
+int64_t pair_windows(const PairOptions& options, int64_t windows) {
+    return options.samples > 0 ? options.samples : windows;
+}
+
+void announce_pairs(ScoreRun& run, const PairOptions& options) {
+    run.announce(kStage, plans_of(expected_pairs(options, std::ssize(run.architecture().layers))),
+                 pair_windows(options, std::ssize(run.windows())));
 }
 
 PairScores measure_pairs(AblationLosses& losses, const PairOptions& options, SweepWork& work) {
-    const int64_t layers = losses.layers(), windows = windows_of(options, losses.windows());
+    const int64_t layers = losses.layers(), windows = pair_windows(options, losses.windows());
     std::vector<std::vector<double>> alone;
     std::vector<double> rises;
     for (int64_t l = 0; l < layers; ++l) {

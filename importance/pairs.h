@@ -25,7 +25,11 @@ void check_pairs(const PairOptions& options, const Architecture& architecture, i
 std::vector<int64_t> likeliest(const Architecture& architecture, const std::vector<double>& rises,
                                int64_t count);
 
-// Tells the run's progress how much work the pairs will be, as far as that is known before single layers are.
+// How many pairs there will be and about which, as far as that is known before single layers are measured.
+std::vector<LayerSet> expected_pairs(const PairOptions& options, int64_t layers);
+// The windows that pairs are measured on, of so many.
+int64_t pair_windows(const PairOptions& options, int64_t windows);
+// Tells the run's progress how much work the pairs will be.
 void announce_pairs(ScoreRun& run, const PairOptions& options);
 
 // interaction(i, j) = mean over sequences of loss(i, j) - loss(i) - loss(j) + loss(full), token-weighted, its

@@ -23,8 +23,14 @@ double loss_delta(const std::vector<double>& off, const std::vector<double>& bas
 }  // namespace
 
 int64_t checked_windows(const ScoreRun& run) {
-    constexpr std::size_t kMost = 16;
-    return static_cast<int64_t>(std::min(kMost, run.windows().size()));
+    constexpr int64_t kMost = 16, kMostTokens = 16384;
+    int64_t count = 0, tokens = 0;
+    for (const Window& window : run.windows()) {
+        tokens += window.length;
+        if (count == kMost || (count > 0 && tokens > kMostTokens)) break;
+        ++count;
+    }
+    return count;
 }
 
 PrecisionCheck check_precision(ScoreRun& run, const NarrowSweep& narrow, const ScoreTable& table) {

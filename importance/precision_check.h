@@ -14,7 +14,8 @@ struct NarrowSweep {
     std::function<WeightSource()> unquantized;
 };
 
-// How many windows the scores are measured on once more: the run's first sixteen.
+// How many windows the scores are measured on once more: the run's first sixteen, fewer where they would hold
+// more than 16384 tokens, but one at least.
 int64_t checked_windows(const ScoreRun& run);
 
 // Scores the first windows() with unquantised weights (stage "precision") and compares: Spearman, root mean

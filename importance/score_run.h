@@ -33,6 +33,8 @@ class ScoreRun {
     // of what was.
     void announce(const std::string& stage, const std::vector<StudentPlan>& plans, int64_t windows);
 
+    const Work& announced() const { return progress_.announced(); }
+
     // Measures the plans on the given windows (indexes into windows()), results in that order. What a stage
     // finished before an interruption is taken from the state, whatever the batches were then. Throws
     // Interrupted. Where `statistics` are given they take in the full model's activations of every window

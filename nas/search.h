@@ -33,6 +33,9 @@ struct Predicted {
     double value = 0;
     std::optional<double> loss;  // with objective loss_delta and a base
     std::optional<double> base, layers, width_term;
+    // Of the prediction with interactions (nas/interactions.h): sums over pairs, and what larger removals
+    // add.
+    std::optional<double> pairs, correction;
 };
 struct Measured {
     double loss = 0, kl = 0, next_token_accuracy = 0, top1_agreement = 0;

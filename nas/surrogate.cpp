@@ -15,6 +15,8 @@ Surrogate make_surrogate(const ScoreTable& scores, Objective objective) {
         if (objective == Objective::loss_delta) surrogate.width_terms[point.ffn_width] = point.loss_delta;
         if (objective == Objective::kl && point.kl) surrogate.width_terms[point.ffn_width] = *point.kl;
     }
+    if (objective == Objective::loss_delta && scores.pairs && !scores.pairs->pairs.empty())
+        surrogate.interactions.emplace(scores);
     return surrogate;
 }
 
@@ -48,7 +50,7 @@ Predicted combine(const Surrogate& surrogate, double layers, std::optional<doubl
     return predicted;
 }
 
-Predicted predict(const Surrogate& surrogate, const Architecture& teacher, const StudentPlan& plan) {
+Predicted predict_additive(const Surrogate& surrogate, const Architecture& teacher, const StudentPlan& plan) {
     double layers = 0;
     // By type and in drop order: the additions of the search, so that both give the same bits.
     for (const LayerType type : kLayerTypes) {
@@ -67,6 +69,17 @@ Predicted predict(const Surrogate& surrogate, const Architecture& teacher, const
     const bool has_ffn = student_architecture(teacher, plan).count(LayerType::ffn) > 0;
     if (!plan.ffn_width || !has_ffn) return combine(surrogate, layers, 0.0);
     return combine(surrogate, layers, width_term(surrogate, teacher, *plan.ffn_width));
+}
+
+Predicted predict(const Surrogate& surrogate, const Architecture& teacher, const StudentPlan& plan) {
+    Predicted predicted = predict_additive(surrogate, teacher, plan);
+    if (!surrogate.interactions) return predicted;
+    predicted.pairs = surrogate.interactions->pairs(plan.drop);
+    if (surrogate.interactions->fitted())
+        predicted.correction = surrogate.interactions->correction(plan.drop);
+    predicted.value += *predicted.pairs + predicted.correction.value_or(0.0);
+    if (predicted.loss) predicted.loss = predicted.value;
+    return predicted;
 }
 
 }  // namespace minipuzzle::nas

@@ -1,20 +1,24 @@
-// The additive predictor: base + the scores of the dropped layers + the width term.
+// The predictors of a student's loss. The additive one: base + the scores of the dropped layers + the width
+// term. The one with interactions adds what layers mean for each other, where the scores tell.
 #pragma once
 
 #include <map>
 #include <optional>
 #include <vector>
 
+#include "nas/interactions.h"
 #include "nas/search.h"
 
 namespace minipuzzle::nas {
 
 struct Surrogate {
     Objective objective = Objective::loss_delta;
-    std::optional<double> base;               // the base loss; null for objectives that start at 0
-    std::vector<std::optional<double>> cost;  // per teacher layer; null: never dropped
-    std::map<int64_t, double> width_terms;    // ffn width -> cost, from ffn_width_curve
+    std::optional<double> base;                // the base loss; null for objectives that start at 0
+    std::vector<std::optional<double>> cost;   // per teacher layer; null: never dropped
+    std::map<int64_t, double> width_terms;     // ffn width -> cost, from ffn_width_curve
+    std::optional<Interactions> interactions;  // with objective loss_delta and pairs in the scores
 };
+// Fits the interactions, too: deterministic, from the table alone.
 Surrogate make_surrogate(const ScoreTable& scores, Objective objective);
 
 // The layers of one type in the order in which they are dropped: cheapest first, the higher index first
@@ -27,7 +31,10 @@ std::optional<double> width_term(const Surrogate& surrogate, const Architecture&
 // Puts the terms together: the one place that adds them.
 Predicted combine(const Surrogate& surrogate, double layers, std::optional<double> width);
 
-// The prediction for any plan. Error bad_input where it drops a layer without a score.
+// The additive prediction for any plan. Error bad_input where it drops a layer without a score.
+Predicted predict_additive(const Surrogate& surrogate, const Architecture& teacher, const StudentPlan& plan);
+
+// The prediction for any plan, with interactions where they are known, else the additive one. Errors alike.
 Predicted predict(const Surrogate& surrogate, const Architecture& teacher, const StudentPlan& plan);
 
 }  // namespace minipuzzle::nas

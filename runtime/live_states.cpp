@@ -85,7 +85,7 @@ void LiveStates::prefetch(std::size_t step) {
 
 LiveStates::Step LiveStates::begin_step() {
     const auto number = static_cast<int64_t>(next_);
-    const auto [from, to, width] = steps_.at(next_);
+    const int64_t from = steps_.at(next_).from, to = steps_[next_].to;
     Step step;
     if (from >= 0) step.from = resident_[from];
     step.to = resident_[to];

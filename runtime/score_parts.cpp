@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <functional>
 
 namespace minipuzzle {
 
@@ -83,6 +84,20 @@ IterativeScores read_iterative(ObjectReader reader, int64_t layers) {
     return scores;
 }
 
+RandomSets read_random_sets(ObjectReader reader, int64_t layers) {
+    RandomSets scores{.sequences = reader.integer("sequences"), .sets = {}};
+    reader.each("sets", [&](ObjectReader item) {
+        RandomSet set{.drop = item.integers("drop"), .loss_delta = item.number("loss_delta")};
+        item.finish();
+        for (const int64_t layer : set.drop) layer_of(item, "drop", layer, layers);
+        if (std::adjacent_find(set.drop.begin(), set.drop.end(), std::greater_equal<>()) != set.drop.end())
+            item.fail("drop: expected layers in ascending order, each once");
+        scores.sets.push_back(std::move(set));
+    });
+    reader.finish();
+    return scores;
+}
+
 Certainty read_certainty(ObjectReader reader, int64_t layers) {
     Certainty certainty;
     certainty.confidence = reader.number("confidence");
@@ -154,6 +169,13 @@ Json to_json(const IterativeScores& scores) {
     return json;
 }
 
+Json to_json(const RandomSets& scores) {
+    Json json = {{"sequences", scores.sequences}, {"sets", Json::array()}};
+    for (const RandomSet& set : scores.sets)
+        json["sets"].push_back({{"drop", set.drop}, {"loss_delta", set.loss_delta}});
+    return json;
+}
+
 Json to_json(const Certainty& certainty) {
     return {{"confidence", certainty.confidence},
             {"tie", certainty.tie},
@@ -187,6 +209,8 @@ void read_score_parts(ObjectReader& reader, ScoreTable& table) {
     const int64_t layers = static_cast<int64_t>(table.layers.size());
     if (reader.optional("pairs")) table.pairs = read_pairs(reader.object("pairs"), layers);
     if (reader.optional("iterative")) table.iterative = read_iterative(reader.object("iterative"), layers);
+    if (reader.optional("random_sets"))
+        table.random_sets = read_random_sets(reader.object("random_sets"), layers);
     if (reader.optional("stability")) read_stability(reader.object("stability"), table);
     if (reader.optional("precision")) table.precision = read_precision(reader.object("precision"));
 }
@@ -194,6 +218,7 @@ void read_score_parts(ObjectReader& reader, ScoreTable& table) {
 void write_score_parts(const ScoreTable& table, Json& json) {
     if (table.pairs) json["pairs"] = to_json(*table.pairs);
     if (table.iterative) json["iterative"] = to_json(*table.iterative);
+    if (table.random_sets) json["random_sets"] = to_json(*table.random_sets);
     if (table.stability || table.certainty) json["stability"] = stability_json(table);
     if (table.precision) json["precision"] = to_json(*table.precision);
 }

@@ -64,6 +64,20 @@ struct IterativeScores {
     std::vector<RemovalStep> steps;
 };
 
+// A layer whose loss_delta is above so many nats carries the model (the first one, often): what is left
+// without it says nothing of how other layers go together.
+inline constexpr double kCarriesModel = 1.0;
+
+// Random sets of layers off at once: what larger removals cost, beside those that iterative removal passes.
+struct RandomSet {
+    std::vector<int64_t> drop;  // ascending, each once
+    double loss_delta = 0;      // against the full model
+};
+struct RandomSets {
+    int64_t sequences = 0;  // that they were measured on
+    std::vector<RandomSet> sets;
+};
+
 // How far the ranking by loss_delta would move with other text of the same kind.
 struct RankStability {
     int64_t resamples = 0, documents = 0;       // of a bootstrap over documents
@@ -103,6 +117,7 @@ struct ScoreTable {
     std::map<std::string, std::vector<double>> per_sequence;
     std::optional<PairScores> pairs;
     std::optional<IterativeScores> iterative;
+    std::optional<RandomSets> random_sets;
     std::optional<RankStability> stability;
     std::optional<Certainty> certainty;  // in the file: stability.until_certain
     std::optional<PrecisionCheck> precision;

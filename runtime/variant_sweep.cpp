@@ -3,137 +3,18 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <map>
-#include <numeric>
+#include <optional>
 
+#include "runtime/batch_progress.h"
 #include "runtime/batch_size.h"
 #include "runtime/ffn_slice.h"
+#include "runtime/head_outputs.h"
 #include "runtime/host_memory.h"
 #include "runtime/live_states.h"
-#include "runtime/work_progress.h"
 
 namespace minipuzzle {
-
-namespace {
-
-// Per-token outputs of the head that are read in one copy: a row of [B*T] each.
-struct TokenMetrics {
-    Tensor block;
-
-    TokenMetrics(DeviceArena& arena, int64_t metrics, int64_t tokens, DType dtype)
-        : block(arena.take("per-token metrics", {metrics, tokens}, dtype)) {}
-    Tensor row(int64_t metric) const { return block.slice(metric, 1).view({block.size(1)}); }
-    // Of each metric the means over windows.
-    std::vector<std::vector<double>> window_means(Backend& backend, const WindowBatch& batch) const;
-};
-
-std::vector<std::vector<double>> TokenMetrics::window_means(Backend& backend,
-                                                            const WindowBatch& batch) const {
-    const std::vector<float> values = to_host(backend, block);
-    std::vector<std::vector<double>> means(block.size(0), std::vector<double>(batch.batch));
-    auto value = values.begin();
-    for (std::vector<double>& of_metric : means)
-        for (double& mean : of_metric) {
-            double sum = 0;
-            for (int64_t t = 0; t < batch.length; ++t) sum += *value++;
-            mean = sum / static_cast<double>(batch.length);
-        }
-    return means;
-}
-
-enum BaseMetric { kBaseLoss, kBaseCorrect, kBasePower, kBaseMetrics };
-enum VariantMetric { kLoss, kCorrect, kKl, kAgrees, kError, kHiddenMse, kCosine, kVariantMetrics };
-
-// What the head says of one slot.
-struct SlotOutputs {
-    int64_t slot = 0;
-    TokenMetrics metrics;
-};
-
-}  // namespace
-
-double mean(const std::vector<double>& per_window, const std::vector<int64_t>& tokens) {
-    MP_ASSERT(per_window.size() == tokens.size());
-    double sum = 0, count = 0;
-    for (std::size_t i = 0; i < tokens.size(); ++i) {
-        sum += per_window[i] * static_cast<double>(tokens[i]);
-        count += static_cast<double>(tokens[i]);
-    }
-    return sum / count;
-}
-
-namespace {
-
-// Rows of a sequence that the head takes at once of states that wait in host memory: whole row blocks of the
-// CPU's comparison and of the CUDA one's products, so that a row's bits do not depend on it.
-constexpr int64_t kHeadRows = 768;
-
-// The head's share of a batch's rows at a time: all of them, or pieces of one sequence.
-class HeadChunks {
-  public:
-    struct Chunk {
-        int64_t begin = 0, count = 0, length = 0;  // rows of the batch; of a sequence among them
-    };
-    HeadChunks(const WindowBatch& batch, bool in_pieces) {
-        if (!in_pieces) {
-            chunks_.push_back({0, batch.batch * batch.length, batch.length});
-            return;
-        }
-        for (int64_t sequence = 0; sequence < batch.batch; ++sequence)
-            for (int64_t row = 0; row < batch.length; row += kHeadRows) {
-                const int64_t count = std::min(kHeadRows, batch.length - row);
-                chunks_.push_back({sequence * batch.length + row, count, count});
-            }
-    }
-    int64_t count() const { return std::ssize(chunks_); }
-    const Chunk& operator[](int64_t chunk) const { return chunks_[chunk]; }
-
-  private:
-    std::vector<Chunk> chunks_;
-};
-
-// Tells of work that is done: at once where operations end when their call returns, else about once a second,
-// after a wait for the device.
-class BatchProgress {
-  public:
-    BatchProgress(Backend& backend, const SweepProgress& tell) : backend_(backend), tell_(tell) {}
-
-    void begin() {
-        told_ = Clock::now();
-        if (tell_) tell_({});
-    }
-    void done(const Work& work) {
-        undone_ += work;
-        if (!tell_) return;
-        if (backend_.device() != DeviceKind::cpu) {
-            if (Clock::now() - told_ < kInterval) return;
-            backend_.synchronize();
-        }
-        tell();
-    }
-    // Everything is, the device waited for.
-    void end() {
-        if (tell_) tell();
-    }
-
-  private:
-    using Clock = std::chrono::steady_clock;
-    static constexpr std::chrono::seconds kInterval{1};
-
-    void tell() {
-        told_ = Clock::now();
-        tell_(std::exchange(undone_, {}));
-    }
-
-    Backend& backend_;
-    const SweepProgress& tell_;
-    Clock::time_point told_{};
-    Work undone_;  // not told of yet
-};
-
-}  // namespace
 
 struct VariantSweep::State {
     // Of a batch's shape.
@@ -207,18 +88,20 @@ int64_t VariantSweep::State::peak_of(const StatePlan& states, int64_t batch, int
         [&](Backend& on, DeviceArena& arena) { wire(on, arena, blank, states, nullptr, unused); });
 }
 
-// All states on the device where they fit; else none, plus as many as what is left holds.
+// All states on the device where they fit, else as many as fit beside the buffers that the others take.
 const VariantSweep::State::Layout& VariantSweep::State::layout_of(int64_t batch, int64_t length) {
     const std::pair shape(batch, length);
     if (const auto known = layouts.find(shape); known != layouts.end()) return known->second;
-    const int64_t state_bytes = state_shape(batch, length).bytes();
     Layout layout{.states = all_resident()};
     layout.device_bytes = peak_of(layout.states, batch, length);
     if (layout.device_bytes > room()) {
-        const int64_t least = peak_of(plan_states(schedule, 0), batch, length);
-        const int64_t resident = std::max<int64_t>(0, room() - least) / DeviceArena::aligned(state_bytes);
-        layout.states = plan_states(schedule, std::min(resident, schedule.slots - 1));
-        check_host(layout.states, state_bytes);
+        int64_t fit = 0, too_many = schedule.slots;  // the least is taken whether it fits or not
+        while (too_many - fit > 1) {
+            const int64_t some = (fit + too_many) / 2;
+            (peak_of(plan_states(schedule, some), batch, length) <= room() ? fit : too_many) = some;
+        }
+        layout.states = plan_states(schedule, fit);
+        check_host(layout.states, state_shape(batch, length).bytes());
         layout.device_bytes = peak_of(layout.states, batch, length);
     }
     layout.arena_bytes = layout.device_bytes - runner.scratch_bytes();
@@ -348,7 +231,9 @@ void VariantSweep::State::compare(HybridModel& model, Backend& on, DeviceArena& 
         if (states.host_states() > 0) {
             states.operations_wait(loaded[i % 2]);
             load(i + 1);
-            const Tensor gathered = buffers[i % 2].slice(0, states.host_states() * count);
+            const Tensor gathered = buffers[i % 2]
+                                        .slice(0, states.host_states() * count)
+                                        .view({states.host_states(), count, width});
             model.final_norm(gathered, gathered);
         }
         for (int64_t slot = 0; slot < schedule.slots; ++slot) {
@@ -428,7 +313,10 @@ VariantSweep::VariantSweep(Backend& backend, const Architecture& architecture, W
                            std::vector<StudentPlan> plans, const WidthScores* width_scores)
     : state_(std::make_unique<State>(backend, architecture, weights, std::move(plans), width_scores)) {}
 VariantSweep::~VariantSweep() = default;
-void VariantSweep::observe(LayerObserver* observer) { state_->observer = observer; }
+void VariantSweep::observe(LayerObserver* observer) {
+    state_->observer = observer;
+    state_->layouts.clear();  // what it takes of the arena counts
+}
 
 void VariantSweep::limit_memory(int64_t device_bytes, int64_t host_bytes) {
     state_->device_limit = device_bytes;
@@ -477,53 +365,5 @@ SweepMemory VariantSweep::plan(int64_t batch, int64_t length) {
 
 int64_t VariantSweep::memory_bytes() const { return state_->runner.peak(); }
 const std::string& VariantSweep::memory_table() const { return state_->table; }
-
-namespace {
-
-void scatter_metrics(const SequenceMetrics& from, const std::vector<int64_t>& windows, int64_t total,
-                     SequenceMetrics& into) {
-    for (auto member : {&SequenceMetrics::loss, &SequenceMetrics::accuracy, &SequenceMetrics::kl,
-                        &SequenceMetrics::top1_agreement, &SequenceMetrics::hidden_mse,
-                        &SequenceMetrics::logit_nmse, &SequenceMetrics::cosine}) {
-        const std::vector<double>& values = from.*member;
-        if (values.empty()) continue;
-        (into.*member).resize(total);
-        for (std::size_t i = 0; i < windows.size(); ++i) (into.*member)[windows[i]] = values[i];
-    }
-}
-
-}  // namespace
-
-void scatter(const SweepResult& from, const std::vector<int64_t>& windows, int64_t total_windows,
-             SweepResult& into) {
-    into.tokens.resize(total_windows);
-    for (std::size_t i = 0; i < windows.size(); ++i) into.tokens[windows[i]] = from.tokens[i];
-    scatter_metrics(from.base, windows, total_windows, into.base);
-    into.variants.resize(from.variants.size());
-    for (std::size_t v = 0; v < from.variants.size(); ++v)
-        scatter_metrics(from.variants[v], windows, total_windows, into.variants[v]);
-    into.multiply_adds += from.multiply_adds;
-    into.separate_multiply_adds += from.separate_multiply_adds;
-}
-
-SweepResult sweep(Backend& backend, const Architecture& architecture, WeightSource weights,
-                  const std::vector<StudentPlan>& plans, const WidthScores* width_scores,
-                  const Corpus& corpus, const std::vector<Window>& windows, const RunControl& control) {
-    VariantSweep variant_sweep(backend, architecture, weights, plans, width_scores);
-    const std::vector<WindowBatch> batches =
-        batch_windows(corpus, windows, variant_sweep.batch_tokens(windows));
-    const SweepSchedule schedule = make_schedule(architecture, plans);
-    WorkProgress progress("measuring", control);
-    for (const Window& window : windows)
-        progress.announce(schedule_work(architecture, schedule, window.length, window.length));
-    const auto tell = [&](const Work& done) {
-        if (control.stopping()) throw Interrupted{"the sweep was stopped; nothing was kept"};
-        progress.advance(done);
-    };
-    SweepResult result;
-    for (const WindowBatch& batch : batches)
-        scatter(variant_sweep.run(batch, tell), batch.windows, static_cast<int64_t>(windows.size()), result);
-    return result;
-}
 
 }  // namespace minipuzzle

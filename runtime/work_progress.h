@@ -46,6 +46,7 @@ class WorkProgress {
 
     // Work to come; every part of a run announces what it knows of before the first part begins.
     void announce(const Work& work) { announced_ += work; }
+    const Work& announced() const { return announced_; }
     // Takes back what was announced.
     void withdraw(const Work& work) { announced_ -= work; }
     // Work that an earlier run has done: it counts as done and says nothing of the speed.

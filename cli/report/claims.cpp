@@ -34,7 +34,8 @@ void claims_of_scores(const ScoreTable& table, std::vector<std::string>& out) {
     });
     if (intervals)
         out.push_back(
-            "Whiskers are 95 % Student t intervals over paired per-sequence means: they cover the choice of "
+            "Whiskers are 95 % Student t intervals over paired differences, clustered by document: they "
+            "cover the choice of "
             "calibration text, nothing else.");
     if (!table.notes.empty()) out.push_back("Note in the scores file: " + escape(table.notes));
 }

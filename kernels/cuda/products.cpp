@@ -18,7 +18,10 @@ constexpr int64_t kWorkspaceBytes = int64_t{64} << 20;
 // The algorithm of a weight shape is asked for at this number of rows and used for every number of rows.
 constexpr int64_t kReferenceRows = 8192;
 constexpr int kCandidates = 16;
+// The library wants a scale vector so aligned. One that lies elsewhere, as those of a part of some rows do,
+// is copied to the end of the workspace first, where this much room is kept for each of the two.
 constexpr uint32_t kScaleAlignment = 16;
+constexpr int64_t kScaleBytes = int64_t{8} << 20;
 
 // Owns a library object for as long as the plan lives.
 template <class T>
@@ -133,6 +136,7 @@ struct Plan {
                                          (shape.form == ProductForm::forward ? shape.fixed : shape.outputs))),
           x_alignment(row_alignment(shape.operand_bytes() * shape.fixed)),
           out_alignment(row_alignment(shape.outputs * bytes_of(shape.out_type))),
+          workspace_bytes(kWorkspaceBytes - (shape.quantised ? 2 * kScaleBytes : 0)),
           tokens_(shape.reference_tokens) {
         if (shape.quantised) make_quantised(desc.get());
     }
@@ -148,15 +152,14 @@ struct Plan {
 
     bool takes_memory_of(const Product& product) const {
         return is_aligned(product.x, x_alignment) && is_aligned(product.weight, weight_alignment) &&
-               is_aligned(product.residual, out_alignment) && is_aligned(product.out, out_alignment) &&
-               is_aligned(product.x_scale, kScaleAlignment) &&
-               is_aligned(product.weight_scale, kScaleAlignment);
+               is_aligned(product.residual, out_alignment) && is_aligned(product.out, out_alignment);
     }
 
     Desc desc;
     Layout weight, x, out;
     cublasLtMatrixLayout_t varying;  // the other layout that has as many rows as x
     uint32_t weight_alignment, x_alignment, out_alignment;
+    int64_t workspace_bytes;
     std::optional<cublasLtMatmulAlgo_t> algorithm;  // none: product_plain
 
   private:
@@ -178,7 +181,7 @@ Preference make_preference(const Plan& plan) {
     cublasLtMatmulPreference_t preference = nullptr;
     MP_CUBLAS(cublas_lt().preference_create(&preference));
     Preference owned(preference, cublas_lt().preference_destroy);
-    set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t{kWorkspaceBytes});
+    set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<uint64_t>(plan.workspace_bytes));
     set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
         uint32_t{CUBLASLT_REDUCTION_SCHEME_NONE | CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE});
     set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, plan.weight_alignment);
@@ -245,7 +248,8 @@ std::optional<cublasLtMatmulAlgo_t> choose_algorithm(cublasLtHandle_t handle, Pl
         return cublas_lt().algo_check(handle, plan.desc.get(), plan.weight.get(), plan.x.get(),
                                       plan.out.get(), plan.out.get(), &algorithm,
                                       &result) == CUBLAS_STATUS_SUCCESS &&
-               result.state == CUBLAS_STATUS_SUCCESS && result.workspaceSize <= kWorkspaceBytes;
+               result.state == CUBLAS_STATUS_SUCCESS &&
+               result.workspaceSize <= static_cast<uint64_t>(plan.workspace_bytes);
     };
     auto proposals = propose(handle, plan);
     std::erase_if(proposals, [&](const auto& proposal) {
@@ -280,6 +284,16 @@ struct Products::State {
     }
 
     void* workspace() { return memory; }
+    // The scales where the library can read them: as they lie, or a copy in one of the workspace's last
+    // places.
+    const void* aligned_scales(const float* scales, int64_t count, int place, cudaStream_t stream) {
+        if (is_aligned(scales, kScaleAlignment)) return scales;
+        const int64_t bytes = count * int64_t{sizeof(float)};
+        MP_ASSERT(bytes <= kScaleBytes);
+        std::byte* copy = static_cast<std::byte*>(memory) + kWorkspaceBytes - (place + 1) * kScaleBytes;
+        MP_CUDA(cudaMemcpyAsync(copy, scales, bytes, cudaMemcpyDeviceToDevice, stream));
+        return copy;
+    }
     void* one() { return static_cast<std::byte*>(memory) + kWorkspaceBytes; }
 
     Plan& plan_of(const Shape& shape, int architecture) {
@@ -309,7 +323,10 @@ void Products::run(const Context& context, const Product& product) {
     Plan& plan = state_->plan_of(Shape(product), context.architecture);
     if (!plan.algorithm || !plan.takes_memory_of(product)) return product_plain(context, product);
     plan.set_tokens(sums_over_tokens(product.form) ? product.inputs : product.rows);
-    if (product.quantised()) set_scales(plan.desc.get(), product.weight_scale, product.x_scale);
+    if (product.quantised())
+        set_scales(plan.desc.get(),
+                   state_->aligned_scales(product.weight_scale, product.outputs, 0, context.stream),
+                   state_->aligned_scales(product.x_scale, product.rows, 1, context.stream));
     const float one = 1, zero = 0;
     const bool adds = product.residual != nullptr;
     const void* const alpha = adds ? state_->one() : &one;
@@ -317,8 +334,8 @@ void Products::run(const Context& context, const Product& product) {
     const std::byte* const added = adds ? product.residual : product.out;
     MP_CUBLAS(cublas_lt().matmul(state_->handle, plan.desc.get(), alpha, product.weight, plan.weight.get(),
                                  product.x, plan.x.get(), beta, added, plan.out.get(), product.out,
-                                 plan.out.get(), &*plan.algorithm, state_->workspace(), kWorkspaceBytes,
-                                 context.stream));
+                                 plan.out.get(), &*plan.algorithm, state_->workspace(),
+                                 static_cast<uint64_t>(plan.workspace_bytes), context.stream));
 }
 
 }  // namespace minipuzzle::cuda

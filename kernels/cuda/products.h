@@ -31,7 +31,7 @@ struct Product {
     DType out_type = DType::bf16;
     const float* x_scale = nullptr;       // [rows]; null where x and weight are bf16
     const float* weight_scale = nullptr;  // [outputs]
-    int64_t reference_rows = 0;  // that the algorithm is chosen for; 0: those of a usual batch
+    int64_t reference_rows = 0;           // that the algorithm is chosen for; 0: those of a usual batch
 
     bool quantised() const { return x_scale != nullptr; }
 };

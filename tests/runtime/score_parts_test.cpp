@@ -25,6 +25,7 @@ ScoreTable table_with_parts() {
     table.iterative = {.sequences = 16,
                        .steps = {{1, 0.25, Interval{0.2, 0.3}, 1024, {1.0, 0.25, 0.5, 2.0}},
                                  {2, 0.75, {}, {}, {1.25, std::nullopt, 0.5, 2.5}}}};
+    table.random_sets = {.sequences = 8, .sets = {{{0, 2, 3}, 1.25}, {{1}, 0.5}}};
     table.stability = {.resamples = 100,
                        .documents = 12,
                        .rank_correlation = 0.75,
@@ -55,6 +56,10 @@ TEST_CASE("The optional parts of scores.json come back as they were written") {
     REQUIRE(back.iterative);
     CHECK_FALSE(back.iterative->steps[1].layers[1]);
     CHECK(back.iterative->steps[0].bytes == 1024);
+    REQUIRE(back.random_sets);
+    CHECK(back.random_sets->sequences == 8);
+    CHECK(back.random_sets->sets[0].drop == std::vector<int64_t>{0, 2, 3});
+    CHECK(back.random_sets->sets[1].loss_delta == 0.5);
     REQUIRE(back.certainty);
     CHECK(back.certainty->ties == std::vector<std::array<int64_t, 2>>{{1, 3}});
     CHECK(back.stability->split_half == 0.5);
@@ -68,6 +73,10 @@ TEST_CASE("A part that speaks of layers that are not there is refused") {
     table.pairs->pairs[1].second = 4;
     write_file_atomically(path, scores_json(table));
     CHECK_THROWS_WITH(read_scores(path), Catch::Matchers::Contains("found layer 4, expected one of 0..3"));
+    table = table_with_parts();
+    table.random_sets->sets[0].drop = {0, 3, 3};
+    write_file_atomically(path, scores_json(table));
+    CHECK_THROWS_WITH(read_scores(path), Catch::Matchers::Contains("ascending order, each once"));
     table = table_with_parts();
     table.iterative->steps[0].layers.pop_back();
     write_file_atomically(path, scores_json(table));

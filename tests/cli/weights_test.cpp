@@ -173,7 +173,9 @@ TEST_CASE("--precision fp8: score says what it did to the scores, eval holds it 
     const auto outcome = run(score);
     INFO(outcome.err);
     REQUIRE(outcome.code == 0);
-    CHECK(outcome.out.find("fp8 against bf16 on 12 sequences: Spearman 0.") != std::string::npos);
+    INFO(outcome.out);
+    CHECK(outcome.out.find("fp8 sweep, bf16 head, against bf16 on 12 sequences: Spearman") !=
+          std::string::npos);
     const json check = json::parse(test::content_of(out))["precision"];
     CHECK(check["sweep"] == "fp8");
     CHECK(check["head"] == "bf16");

@@ -184,7 +184,8 @@ TEST_CASE("Until certain: stopped anywhere and resumed, the same figures", "[slo
     int stops = 0;
     for (bool done = false; !done; options.resume = true) {
         int polls = 0;
-        options.control.stop_requested = [&] { return ++polls > 1; };  // one batch a run
+        // in mid-batch and between batches; each run gets further than the one before
+        options.control.stop_requested = [&] { return ++polls > 15 * (stops + 1); };
         try {
             const ScoreOutcome resumed = bench.run(options);
             CHECK(scores_json(resumed.table) == scores_json(whole.table));

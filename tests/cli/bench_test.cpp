@@ -38,7 +38,7 @@ TEST_CASE("bench ops measures and checks what --match names") {
 
 TEST_CASE("every operation of bench ops agrees with the CPU twin", "[slow]") {
     const json result = run_json({"bench", "ops", "--device", "cpu"});
-    CHECK(result["operations"].size() == 34);
+    CHECK(result["operations"].size() == 42);
     for (const json& operation : result["operations"]) {
         INFO(operation.dump());
         CHECK(operation["check"]["passed"] == true);

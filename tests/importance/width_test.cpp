@@ -2,8 +2,10 @@
 // interruptions.
 #include "importance/width.h"
 
+#include <algorithm>
 #include <cmath>
 #include <fstream>
+#include <functional>
 
 #include "kernels/random.h"
 #include "runtime/files.h"
@@ -56,10 +58,9 @@ struct World {
         return statistics.scores();
     }
 
-    // Through a stage of a score, stopped after `batches`; what is left in the file of sums.
-    std::string staged(const fs::path& path, bool resume, int batches = 1000) const {
-        int polls = 0;
-        const RunControl control{.stop_requested = [&] { return ++polls > batches; }};
+    // Through a stage of a score until `stopping`; what is then in the file of sums.
+    std::string staged(const fs::path& path, bool resume, std::function<bool()> stopping = {}) const {
+        const RunControl control{.stop_requested = std::move(stopping)};
         ScoreState state(path, "the same", resume);
         ScoreRun run(*backend, architecture, weights.weights(), *corpus, windows, state, control);
         WidthStatistics statistics(*backend, architecture, {}, state.width_path());
@@ -67,6 +68,14 @@ struct World {
         return read_file(state.width_path());
     }
 };
+
+// Asks to stop once the state at `path` has so many finished batches.
+std::function<bool()> after_batches(const fs::path& path, int64_t batches) {
+    return [=] {
+        const std::string text = read_file(path);
+        return std::count(text.begin(), text.end(), '\n') > batches;  // the first line is the header
+    };
+}
 
 const double* data(const Tensor& tensor) { return tensor.as<double>(); }
 
@@ -258,12 +267,18 @@ TEST_CASE("width statistics of an interrupted score are those of one that was le
     const fs::path width = path.string() + ".width", older = path.string() + ".older";
     const std::string whole = world.staged(world.scratch.path() / "whole", false);
 
-    CHECK_THROWS_AS(world.staged(path, false, 1), Interrupted);
+    CHECK_THROWS_AS(world.staged(path, false, after_batches(path, 1)), Interrupted);
     REQUIRE(fs::exists(width));
     fs::copy_file(width, older);
     SECTION("stopped between batches") { CHECK((world.staged(path, true) == whole)); }
+    SECTION("stopped between the layers of a batch") {
+        int polls = 0;
+        CHECK_THROWS_AS(world.staged(path, true, [&] { return ++polls > 4; }), Interrupted);
+        CHECK((read_file(width) == read_file(older)));
+        CHECK((world.staged(path, true) == whole));
+    }
     SECTION("killed between the figures and the statistics of a batch") {
-        CHECK_THROWS_AS(world.staged(path, true, 1), Interrupted);
+        CHECK_THROWS_AS(world.staged(path, true, after_batches(path, 2)), Interrupted);
         fs::rename(older, width);
         CHECK((world.staged(path, true) == whole));
     }
@@ -272,7 +287,7 @@ TEST_CASE("width statistics of an interrupted score are those of one that was le
         CHECK((world.staged(path, true) == whole));
     }
     SECTION("statistics of windows that were not measured are refused") {
-        CHECK_THROWS_AS(world.staged(path, true, 1), Interrupted);
+        CHECK_THROWS_AS(world.staged(path, true, after_batches(path, 2)), Interrupted);
         std::ifstream in(path);
         std::string header, line;
         std::getline(in, header);

@@ -12,8 +12,8 @@ namespace minipuzzle::nas {
 
 namespace {
 
-// The prior, in the units of the header's formula. Chosen once on a coarse grid, on one model of 52 layers: by
-// the likelihood of its measured sets and by how well other students of it were predicted.
+// The prior, in the units of the header's formula. Chosen once on a coarse grid, on one model of 52 layers:
+// by the likelihood of its measured sets and by how well other students of it were predicted.
 constexpr double kTriple = 0.3;   // standard deviation of e
 constexpr double kTypes = 0.09;   // of c
 constexpr double kGrowth = 0.05;  // mean and standard deviation of g

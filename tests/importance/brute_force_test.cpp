@@ -102,8 +102,3 @@ void check_mini_52(int64_t seq_len, int64_t samples) {
 TEST_CASE("mini-52: pairs in a window of 4 and six steps of removal are those of students alone", "[slow]") {
     check_mini_52(64, 4);
 }
-
-// For a machine with an hour: tests_importance "[.full]"
-TEST_CASE("mini-52 on 32 windows of 512: pairs and removal are those of students alone", "[.full]") {
-    check_mini_52(512, 32);
-}

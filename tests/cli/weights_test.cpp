@@ -164,7 +164,7 @@ TEST_CASE("score --dry-run says what would be done and writes nothing") {
     refused(arguments, "at least");
 }
 
-TEST_CASE("--precision fp8: score says what it did to the scores, eval holds it against bf16") {
+TEST_CASE("score --precision fp8 says what it did to the scores, eval holds it against bf16") {
     const Rows rows;
     const std::string out = (rows.dir / "scores.json").string();
     const std::vector<std::string> score = {"score",    "--model", demo_model(), "--data", rows.path,

@@ -109,7 +109,9 @@ TEST_CASE("score --until-certain: killed or asked to stop, then resumed: the sam
     const std::string expected = content_of(out);
     const json scores = json::parse(expected);
     CHECK(scores["stability"]["until_certain"]["drop"].size() > 0);
-    CHECK(scores["stability"]["documents"] == 40);
+    // Rounds take sixteen; which of them is the last is the data's to say.
+    CHECK(scores["stability"]["documents"] >= 16);
+    CHECK(scores["stability"]["documents"] <= 40);
     for (const int signal : {SIGKILL, SIGTERM}) {
         fs::remove(out);
         fs::remove(dir / "scores.csv");

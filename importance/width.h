@@ -3,11 +3,13 @@
 #pragma once
 
 #include <filesystem>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
 
 #include "importance/score_run.h"
+#include "runtime/arena.h"
 #include "runtime/layer_activations.h"
 
 namespace minipuzzle::importance {
@@ -39,7 +41,6 @@ class WidthStatistics final : public LayerObserver {
     // Error bad_input where it is damaged. The references must outlive the object.
     WidthStatistics(Backend& backend, const Architecture& architecture, WidthAggregation aggregation,
                     std::filesystem::path saved);
-    ~WidthStatistics() override;
 
     void observe(const LayerContext& context, int64_t layer, const LayerActivations& activations) override;
     // The windows of the batch that was observed; the file is replaced at once.
@@ -63,7 +64,7 @@ class WidthStatistics final : public LayerObserver {
     const Architecture& architecture_;
     WidthAggregation aggregation_;
     std::filesystem::path saved_;
-    std::byte* memory_ = nullptr;
+    std::optional<DeviceArena> memory_;  // holds the totals
     std::vector<Units> layers_;
     std::vector<int64_t> windows_;  // in the order of their sums
     std::set<int64_t> held_;

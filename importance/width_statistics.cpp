@@ -8,6 +8,7 @@
 #include "importance/width.h"
 #include "runtime/files.h"
 #include "runtime/safetensors.h"
+#include "runtime/weights.h"
 
 namespace minipuzzle::importance {
 
@@ -80,18 +81,16 @@ WidthStatistics::WidthStatistics(Backend& backend, const Architecture& architect
         counts.push_back(count);
         all += count;
     }
-    const Tensor block(nullptr, DType::f64, {all}, backend.device());
-    memory_ = backend.allocate(block.bytes());
+    const Tensor shape(nullptr, DType::f64, {all}, backend.device());
+    memory_.emplace(DeviceArena::sized(backend, aligned_bytes(shape)));
+    const Tensor block = memory_->take("width statistics", {all}, DType::f64);
     int64_t begin = 0;
     for (std::size_t i = 0; i < counts.size(); begin += counts[i], ++i) {
-        layers_[i].total =
-            Tensor(memory_ + begin * bytes_of(DType::f64), DType::f64, {counts[i]}, backend.device());
+        layers_[i].total = block.slice(begin, counts[i]);
         backend.zero(layers_[i].total);
     }
     if (!saved_.empty() && std::filesystem::exists(saved_)) load();
 }
-
-WidthStatistics::~WidthStatistics() { backend_.free(memory_); }
 
 void WidthStatistics::observe(const LayerContext& context, int64_t layer,
                               const LayerActivations& activations) {

@@ -21,6 +21,7 @@ Limits limits_of(const SearchOptions& options) {
     Limits limits;
     if (options.mem_budget >= 0) limits.bytes = options.mem_budget;
     limits.params = options.max_params;
+    limits.seconds = options.max_latency;
     return limits;
 }
 

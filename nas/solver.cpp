@@ -18,7 +18,7 @@ Student student_at(const Space& space, const Point& point) {
 }
 
 bool fits(const Space& space, const Limits& limits, const std::optional<Point>& point) {
-    return point && limits.allow(space.memory(*point).total(), space.params(*point));
+    return point && limits.allow(space.memory(*point).total(), space.params(*point), space.seconds(*point));
 }
 
 bool is_maximal(const Space& space, const Limits& limits, const Point& point) {
@@ -42,6 +42,7 @@ bool on_frontier(const Solution& solution, const Student& student) {
 Solution solve(const Space& space, const Limits& limits) {
     Solution solution;
     solution.smallest_total = solution.smallest_params = std::numeric_limits<int64_t>::max();
+    solution.smallest_seconds = std::numeric_limits<double>::infinity();
     std::vector<Student> all;
     std::vector<TradeOff> trade_offs;
     space.for_each([&](const Point& point) {
@@ -50,7 +51,9 @@ Solution solve(const Space& space, const Limits& limits) {
         trade_offs.push_back({.total = student.total, .value = student.value});
         solution.smallest_total = std::min(solution.smallest_total, student.total);
         solution.smallest_params = std::min(solution.smallest_params, student.params);
-        if (!limits.allow(student.total, student.params)) return;
+        const double seconds = space.seconds(point);
+        solution.smallest_seconds = std::min(solution.smallest_seconds, seconds);
+        if (!limits.allow(student.total, student.params, seconds)) return;
         if (!solution.optimum || better(student, *solution.optimum)) solution.optimum = student;
         if (is_maximal(space, limits, point)) solution.maximal.push_back(student);
     });

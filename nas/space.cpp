@@ -106,25 +106,31 @@ Space::Space(const Architecture& teacher, const Surrogate& surrogate, const Sear
     for (const WidthChoice& width : widths_) {
         StudentPlan sizes;
         sizes.ffn_width = width.narrowed;
-        tabulate(student_architecture(teacher, sizes), options.workload);
+        tabulate(student_architecture(teacher, sizes), options.workload,
+                 options.latency ? &*options.latency : nullptr);
     }
 }
 
-void Space::tabulate(const Architecture& sized, const Workload& workload) {
+void Space::tabulate(const Architecture& sized, const Workload& workload, const LatencyTable* latency) {
     const LayerMemory memory = layer_memory(sized, workload);
     outer_units_ = memory.outer;
     outer_params_ = outer_parameters(sized);
+    outer_seconds_ = latency ? latency->outer : 0;
     for (const LayerType type : kLayerTypes) {
         Axis& axis = axes_[static_cast<std::size_t>(type)];
         std::vector<MemoryUnits> units(axis.order.size() + 1);
         std::vector<int64_t> params(axis.order.size() + 1, 0);
+        std::vector<double> seconds(axis.order.size() + 1, 0);
         // Layers without a score are always kept; then the order's layers from its end: entry d keeps all
         // but the first d.
         MemoryUnits kept;
         int64_t kept_params = 0;
+        double kept_seconds = 0;
         const auto keep = [&](int64_t layer) {
+            const Layer& sizes = sized.layers[static_cast<std::size_t>(layer)];
             kept += memory.layers[static_cast<std::size_t>(layer)];
-            kept_params += parameters(sized, sized.layers[static_cast<std::size_t>(layer)]);
+            kept_params += parameters(sized, sizes);
+            if (latency) kept_seconds += latency->seconds(sizes);
         };
         for (int64_t layer = 0; layer < static_cast<int64_t>(sized.layers.size()); ++layer)
             if (type_of(sized.layers[static_cast<std::size_t>(layer)]) == type &&
@@ -133,10 +139,12 @@ void Space::tabulate(const Architecture& sized, const Workload& workload) {
         for (std::size_t d = axis.order.size() + 1; d-- > 0;) {
             units[d] = kept;
             params[d] = kept_params;
+            seconds[d] = kept_seconds;
             if (d > 0) keep(axis.order[d - 1]);
         }
         axis.kept_units.push_back(std::move(units));
         axis.kept_params.push_back(std::move(params));
+        axis.kept_seconds.push_back(std::move(seconds));
     }
 }
 
@@ -159,6 +167,13 @@ int64_t Space::params(const Point& point) const {
     int64_t sum = outer_params_;
     for (std::size_t t = 0; t < kTypes; ++t)
         sum += axes_[t].kept_params[point.width][static_cast<std::size_t>(point.dropped[t])];
+    return sum;
+}
+
+double Space::seconds(const Point& point) const {
+    double sum = outer_seconds_;
+    for (std::size_t t = 0; t < kTypes; ++t)
+        sum += axes_[t].kept_seconds[point.width][static_cast<std::size_t>(point.dropped[t])];
     return sum;
 }
 

@@ -30,8 +30,10 @@ struct WidthChoice {
 
 struct Limits {
     std::optional<int64_t> bytes, params;
-    bool allow(int64_t total, int64_t parameters) const {
-        return (!bytes || total <= *bytes) && (!params || parameters <= *params);
+    std::optional<double> seconds;
+    bool allow(int64_t total, int64_t parameters, double latency = 0) const {
+        return (!bytes || total <= *bytes) && (!params || parameters <= *params) &&
+               (!seconds || latency <= *seconds);
     }
 };
 
@@ -50,6 +52,8 @@ class Space {
     bool contains(const Point& point) const;
     Memory memory(const Point& point) const;
     int64_t params(const Point& point) const;
+    // By the options' latency table; 0 without one.
+    double seconds(const Point& point) const;
     Predicted predicted(const Point& point) const;
     double value(const Point& point) const;
     // The student that keeps more: the next larger count of a type, or the next wider width; null where the
@@ -81,14 +85,16 @@ class Space {
         std::vector<double> cost;
         std::vector<std::vector<MemoryUnits>> kept_units;  // [width][d], of the layers kept
         std::vector<std::vector<int64_t>> kept_params;     // [width][d]
+        std::vector<std::vector<double>> kept_seconds;     // [width][d]
     };
-    void tabulate(const Architecture& sized, const Workload& workload);
+    void tabulate(const Architecture& sized, const Workload& workload, const LatencyTable* latency);
 
     const Surrogate& surrogate_;
     std::array<Axis, kTypes> axes_;
     std::vector<WidthChoice> widths_;
     MemoryUnits outer_units_;
     int64_t outer_params_ = 0, buffers_ = 0;
+    double outer_seconds_ = 0;
 };
 
 }  // namespace minipuzzle::nas

@@ -69,6 +69,14 @@ struct FrontierPoint {
     int64_t ffn_width = 0;
 };
 
+// A measured student distilled for a while and measured again, on the same rows.
+struct TournamentEntry {
+    std::string id;          // the candidate's
+    int64_t tokens = 0;      // it was distilled on
+    double loss_before = 0;  // the candidate's measured loss
+    Measured after;          // its `tokens` are not in the file: they are the candidate's
+};
+
 struct SearchResult {
     Provenance provenance;
     std::string status;  // "predicted_only" | "measured"
@@ -84,8 +92,9 @@ struct SearchResult {
     std::string best;
     std::vector<FrontierPoint> frontier;  // exact Pareto set (total, value) over all budgets, ascending total
     double bound = 0, gap = 0;
-    int64_t compositions = 0;                // considered
-    std::optional<double> rank_correlation;  // Spearman, predicted against measured
+    int64_t compositions = 0;                 // considered
+    std::optional<double> rank_correlation;   // Spearman, predicted against measured
+    std::vector<TournamentEntry> tournament;  // in the order of the measurement; its winner is `best`
 };
 
 // Measures plans on data; the caller binds model and corpus (runtime/variant_sweep.h).

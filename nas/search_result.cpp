@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "nas/search.h"
 
@@ -38,6 +39,13 @@ Json measured_json(const std::optional<Measured>& measured) {
     return json;
 }
 
+Json entry_json(const TournamentEntry& entry) {
+    Json json = {{"id", entry.id}, {"loss_before", entry.loss_before}};
+    json.update(measured_json(entry.after));
+    json["tokens"] = entry.tokens;
+    return json;
+}
+
 Json candidate_json(const Candidate& candidate) {
     Json json = {{"id", candidate.id},
                  {"pattern", candidate.pattern},
@@ -68,7 +76,7 @@ Predicted read_predicted(ObjectReader reader) {
     return predicted;
 }
 
-Measured read_measured(ObjectReader reader) {
+Measured read_measured(ObjectReader& reader) {
     Measured measured;
     measured.loss = reader.number("loss");
     measured.kl = reader.number("kl");
@@ -81,8 +89,17 @@ Measured read_measured(ObjectReader reader) {
                           .standard_error = tasks.optional_number("stderr")};
         tasks.finish();
     }
-    reader.finish();
     return measured;
+}
+
+TournamentEntry read_entry(ObjectReader reader) {
+    TournamentEntry entry;
+    entry.id = reader.text("id");
+    entry.loss_before = reader.number("loss_before");
+    entry.after = read_measured(reader);
+    entry.tokens = std::exchange(entry.after.tokens, 0);
+    reader.finish();
+    return entry;
 }
 
 Candidate read_candidate(ObjectReader reader) {
@@ -101,7 +118,11 @@ Candidate read_candidate(ObjectReader reader) {
     candidate.memory = read_memory(reader.object("memory"));
     candidate.latency = reader.optional_number("latency");
     candidate.predicted = read_predicted(reader.object("predicted"));
-    if (reader.optional("measured")) candidate.measured = read_measured(reader.object("measured"));
+    if (reader.optional("measured")) {
+        ObjectReader measured = reader.object("measured");
+        candidate.measured = read_measured(measured);
+        measured.finish();
+    }
     candidate.pareto_predicted = reader.boolean("pareto_predicted", false);
     candidate.pareto_measured = reader.boolean("pareto_measured", false);
     reader.finish();
@@ -163,6 +184,7 @@ std::string search_json(const SearchResult& result) {
     json["proof"] = {{"status", "optimal_for_predictor"}, {"bound", result.bound}, {"gap", result.gap}};
     json["compositions"] = result.compositions;
     json["rank_correlation"] = number_or_null(result.rank_correlation);
+    for (const TournamentEntry& entry : result.tournament) json["tournament"].push_back(entry_json(entry));
     return pretty(json);
 }
 
@@ -183,6 +205,9 @@ SearchResult read_search(const std::filesystem::path& path) {
     proof.finish();
     result.compositions = reader.integer("compositions", 0);
     result.rank_correlation = reader.optional_number("rank_correlation");
+    if (reader.optional("tournament"))
+        reader.each("tournament",
+                    [&](ObjectReader entry) { result.tournament.push_back(read_entry(entry)); });
     reader.finish();
     const bool has_best =
         std::any_of(result.candidates.begin(), result.candidates.end(),

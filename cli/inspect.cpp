@@ -106,6 +106,8 @@ OptionTable InspectCommand::options() {
         }());
     table.text("scores", "FILE.json", scores, "predict the plan given (or --plans) with these scores");
     table.text("plans", "FILE.jsonl", plans, "predict each row: {\"drop\": [...], \"ffn_width\": N}");
+    table.text("type-corrections", "FILE.json", type_corrections,
+               "with --scores: another model's scores with random sets, as search takes them");
     table.text("model", "FOLDER", model, "the teacher of those predictions; where the scores say by default");
     table.word("sort", {"depth", "score"}, sort, "scores: the layers by depth, or the least important first");
     table.word("type", {"M", "-", "*"}, type, "scores: the layers of this type alone");
@@ -119,6 +121,7 @@ CommandResult InspectCommand::run(const Context& context) {
     if (view_given && !scores.empty()) fail_usage("--sort and --type do not go with --scores");
     if (!scores.empty()) return inspect_predictions(*this);
     if (!plans.empty()) fail_usage("--plans needs --scores");
+    if (!type_corrections.empty()) fail_usage("--type-corrections needs --scores");
     if (!model.empty()) fail_usage("--model goes with --scores: name the folder itself to look at it");
     std::vector<Inspected> things;
     if (!arch.empty()) things.push_back(inspect_architecture(arch, workload));

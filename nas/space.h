@@ -78,7 +78,7 @@ class Space {
     struct Axis {
         int64_t layers = 0;
         std::vector<int64_t> order, choices;
-        std::vector<double> cost;
+        std::vector<double> cost, correction;              // correction: what corrections add to it
         std::vector<std::vector<MemoryUnits>> kept_units;  // [width][d], of the layers kept
         std::vector<std::vector<int64_t>> kept_params;     // [width][d]
     };

@@ -10,6 +10,7 @@
 #include "cli/model_loading.h"
 #include "cli/opened_model.h"
 #include "cli/report/page.h"
+#include "cli/search_text.h"
 #include "cli/student.h"
 #include "kernels/check.h"
 #include "runtime/files.h"

@@ -6,6 +6,7 @@
 #include <filesystem>
 
 #include "cli/commands.h"
+#include "cli/fits.h"
 #include "cli/inspect.h"
 #include "cli/model_loading.h"
 #include "cli/opened_model.h"
@@ -35,6 +36,12 @@ void apply_budgets(const SearchCommand& command, const Architecture& teacher, co
         context.console.note(describe_budget("budget", *command.max_params, AmountOf::parameters, total));
     }
     context.console.note("workload: " + describe(options.workload));
+    options.fits = fits_of(command.fits, teacher, options.workload);
+    for (const nas::Fit& fit : options.fits) {
+        const int64_t total = nas::memory_of(teacher, nas::workload_at(options.workload, fit)).total();
+        context.console.note(fmt::format("fits context {}, batch {}: {} bytes at most, the teacher takes {}",
+                                         fit.context, fit.batch, nas::budget_of(options, fit), total));
+    }
 }
 
 nas::SearchOptions search_options(const SearchCommand& command, const ModelOrArch& teacher,
@@ -96,7 +103,8 @@ nas::Measurer make_measurer(const MeasuringBench& bench, const Architecture& arc
 void check_options(const SearchCommand& command) {
     require_option(command, "scores", !command.scores.empty());
     require_option(command, "out", !command.out.empty());
-    if (!command.mem_budget && !command.max_params) fail_usage("search needs --mem-budget or --max-params");
+    if (!command.mem_budget && !command.max_params && command.fits.empty())
+        fail_usage("search needs --mem-budget, --fits or --max-params");
     if (!command.data.empty() && command.model.empty())
         fail_usage("--data needs --model: only weights can be measured");
     check_distinct(command.out, {command.model, command.scores});
@@ -127,6 +135,8 @@ OptionTable SearchCommand::options() {
     table.amount("mem-budget", AmountOf::bytes, mem_budget, "the student's deployment memory at most");
     table.amount("max-params", AmountOf::parameters, max_params, "the student's parameters at most");
     workload.add_to(table);
+    table.texts("fits", "CONTEXTxBATCH[:SIZE]...", fits,
+                "more workloads that the student must fit; SIZE is the --mem-budget by default");
     table.choices("mamba-layers", mamba_layers, "Mamba layers to keep");
     table.choices("ffn-layers", ffn_layers, "FFN layers to keep");
     table.choices("attention-layers", attention_layers, "attention layers to keep");

@@ -122,6 +122,14 @@ std::string best_text(const nas::SearchResult& result) {
                     format_bytes(best.memory.total()), kept_text(result.teacher_pattern, best.plan.drop));
     text += pattern_text(best.pattern);
     text += wrapped(fmt::format("drops {}", fmt::join(best.plan.drop, ", ")), kColumns);
+    for (std::size_t i = 0; i < result.constraints.size(); ++i) {
+        const nas::Constraint& at = result.constraints[i];
+        text += wrapped(
+            fmt::format("context {}, batch {}: {} bytes ({}) of at most {}; the teacher takes {}", at.context,
+                        at.batch, best.fit_totals[i], format_bytes(best.fit_totals[i]), format_bytes(at.bytes),
+                        format_bytes(at.total)),
+            kColumns);
+    }
     if (result.rank_correlation)
         text += fmt::format("Spearman, predicted against measured: {:.4f}\n", *result.rank_correlation);
     return text;

@@ -17,13 +17,6 @@ namespace {
 
 constexpr std::size_t kListed = 100;  // candidates listed without `all`
 
-Limits limits_of(const SearchOptions& options) {
-    Limits limits;
-    if (options.mem_budget >= 0) limits.bytes = options.mem_budget;
-    limits.params = options.max_params;
-    return limits;
-}
-
 // The width as people read it: the teacher's own where nothing is narrowed, 0 where there is no single one.
 int64_t printed_width(const Architecture& teacher, const Architecture& student, const StudentPlan& plan) {
     if (student.count(LayerType::ffn) == 0) return 0;
@@ -49,6 +42,8 @@ Candidate candidate_of(const Context& context, const Student& student) {
     candidate.ffn_width = printed_width(context.teacher, architecture, candidate.plan);
     candidate.params = student.params;
     candidate.memory = context.space.memory(student.point);
+    for (std::size_t fit = 0; fit < context.space.fits(); ++fit)
+        candidate.fit_totals.push_back(context.space.fit_total(fit, student.point));
     candidate.predicted = context.space.predicted(student.point);
     candidate.pareto_predicted = on_frontier(context.solution, student);
     return candidate;
@@ -119,6 +114,12 @@ SearchResult describe(const Architecture& teacher, const SearchOptions& options,
     result.budget_bytes = options.mem_budget;
     result.max_params = options.max_params;
     result.workload = options.workload;
+    for (const Fit& fit : options.fits)
+        result.constraints.push_back(
+            {.context = fit.context,
+             .batch = fit.batch,
+             .bytes = budget_of(options, fit),
+             .total = memory_of(teacher, workload_at(options.workload, fit)).total()});
     result.teacher_pattern = teacher.pattern();
     result.teacher_params = parameters(teacher);
     result.teacher_memory = memory_of(teacher, options.workload);

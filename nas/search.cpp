@@ -112,6 +112,7 @@ void mark_measured(SearchResult& result, SelectBy select_by) {
 SearchResult describe(const Architecture& teacher, const SearchOptions& options, const Surrogate& surrogate) {
     SearchResult result;
     result.objective = surrogate.objective;
+    result.type_corrections = surrogate.type_corrections;
     result.budget_bytes = options.mem_budget;
     result.max_params = options.max_params;
     result.workload = options.workload;
@@ -134,8 +135,9 @@ SearchResult search(const Architecture& teacher, const ScoreTable& scores, const
     check_scores(scores, teacher, "scores");
     if (options.latency) check_latency(*options.latency, teacher);
     const SelectBy select_by = parse_select_by(options.select_by);
-    const Surrogate surrogate =
+    Surrogate surrogate =
         make_surrogate(scores, options.objective ? *options.objective : default_objective(scores));
+    surrogate.type_corrections = options.type_corrections;
     const Space space(teacher, surrogate, options);
     const Solution solution = solve(space, limits_of(options));
     if (solution.students == 0) fail_usage("the layer counts given keep no layer at all; keep at least one");

@@ -9,6 +9,7 @@
 
 #include "nas/latency.h"
 #include "nas/memory_model.h"
+#include "nas/type_corrections.h"
 #include "runtime/score_table.h"
 #include "runtime/student_plan.h"
 
@@ -40,7 +41,9 @@ struct SearchOptions {
     std::optional<int64_t>
         mamba_heads;  // per group, of every Mamba layer; enters the prediction with nothing
     Predictor predictor = Predictor::automatic;
-    double solve_seconds = 60;       // at most, for students that enumeration does not reach
+    double solve_seconds = 60;  // at most, for students that enumeration does not reach
+    // Fitted for the objective; its sums are then corrected, whatever their order inside a type.
+    std::optional<TypeCorrections> type_corrections;
     bool all = false;                // keep every maximal candidate, not the 100 best
     int64_t measure = 32;            // candidates measured when a Measurer is given
     std::string select_by = "loss";  // loss|kl|accuracy|agreement|tasks
@@ -58,7 +61,7 @@ struct Predicted {
     std::optional<double> loss;  // with objective loss_delta and a base
     std::optional<double> base, layers, width_term;
     // Of the prediction with interactions (nas/interactions.h): sums over pairs, and what larger removals
-    // add.
+    // add; without pairs what corrections per type add (nas/type_corrections.h).
     std::optional<double> pairs, correction;
 };
 // Share of multiple-choice rows answered rightly.
@@ -114,6 +117,7 @@ struct SearchResult {
     double bound = 0, gap = 0;
     int64_t compositions = 0;                // considered
     std::optional<double> rank_correlation;  // Spearman, predicted against measured
+    std::optional<TypeCorrections> type_corrections;
 };
 
 // Measures plans on data; the caller binds model and corpus (runtime/variant_sweep.h).

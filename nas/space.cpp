@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 namespace minipuzzle::nas {
 
@@ -240,6 +241,10 @@ Space::Space(const Architecture& teacher, const Surrogate& surrogate, const Sear
                 if (has_layer(dropped, layer)) cost += *surrogate.cost[static_cast<std::size_t>(layer)];
             axis.cost.push_back(cost);
         }
+        for (std::size_t d = 0; surrogate.type_corrections && d < axis.cost.size(); ++d)
+            axis.correction.push_back(
+                surrogate.type_corrections->cost(type, axis.cost[d], static_cast<int64_t>(d), axis.layers) -
+                axis.cost[d]);
     }
     widths_ = width_grid(surrogate, teacher, options);
     for (const WidthChoice& width : widths_) {
@@ -336,7 +341,13 @@ Predicted Space::predicted(const Point& point) const {
         layers += axes_[t].cost[static_cast<std::size_t>(point.dropped[t])];
     const std::size_t ffn = static_cast<std::size_t>(LayerType::ffn);
     const bool has_ffn = axes_[ffn].layers > point.dropped[ffn];
-    return combine(surrogate_, layers, has_ffn ? widths_[point.width].term : std::optional(0.0));
+    Predicted predicted =
+        combine(surrogate_, layers, has_ffn ? widths_[point.width].term : std::optional(0.0));
+    if (!surrogate_.type_corrections) return predicted;
+    double correction = 0;
+    for (std::size_t t = 0; t < kTypes; ++t)
+        correction += axes_[t].correction[static_cast<std::size_t>(point.dropped[t])];
+    return corrected(std::move(predicted), correction);
 }
 
 double Space::value(const Point& point) const { return predicted(point).value; }

@@ -99,7 +99,7 @@ class Space {
     struct Axis {
         int64_t layers = 0;
         std::vector<int64_t> order, choices;
-        std::vector<double> cost;
+        std::vector<double> cost, correction;  // correction: what corrections add to it
         // [workload][width][d], of the layers kept; workload 0 is the search's, k + 1 the k-th fit's.
         std::vector<std::vector<std::vector<MemoryUnits>>> kept_units;
         std::vector<std::vector<int64_t>> kept_params;  // [width][d]

@@ -57,7 +57,7 @@ struct ConditionalOptions {
 
 struct InspectCommand : Command {
     std::vector<std::string> targets;
-    std::string arch, scores, plans, model, sort = "depth", type;
+    std::string arch, scores, plans, model, type_corrections, sort = "depth", type;
     WorkloadOptions workload;
     bool full_hash = false;
 
@@ -99,9 +99,10 @@ struct TournamentOptions {
 };
 
 struct SearchCommand : Command {
-    std::string model, arch, scores, out, objective, select_by = "loss";
+    std::string model, arch, scores, out, objective, type_corrections, select_by = "loss";
     std::optional<Amount> mem_budget, max_params;
     WorkloadOptions workload;
+    std::vector<std::string> fits;
     std::vector<int64_t> mamba_layers, ffn_layers, attention_layers, ffn_width;
     bool all = false;
     std::vector<std::string> data;

@@ -90,6 +90,10 @@ std::string describe(const nas::Workload& workload) {
         format_bytes(workload.buffers));
 }
 
+nas::TypeCorrections type_corrections_of(const std::string& file, Objective objective) {
+    return nas::fit_type_corrections(read_scores(file), objective, file);
+}
+
 std::optional<WidthScores> width_scores_beside(const fs::path& file, const std::string& name) {
     if (name.empty()) return std::nullopt;
     return read_width_scores(file.parent_path() / name);

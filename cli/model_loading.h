@@ -10,6 +10,7 @@
 #include "cli/commands.h"
 #include "kernels/backend.h"
 #include "nas/memory_model.h"
+#include "nas/type_corrections.h"
 #include "runtime/checkpoint.h"
 #include "runtime/score_table.h"
 #include "runtime/student_plan.h"
@@ -56,6 +57,9 @@ ModelOrArch model_or_arch(const std::string& model, const std::string& arch);
 nas::Workload workload_of(const WorkloadOptions& options, const Checkpoint* checkpoint);
 // "weights bf16, kv bf16, ssm fp32, conv bf16, buffers 0 bytes, batch 1, context 8192".
 std::string describe(const nas::Workload& workload);
+
+// --type-corrections: fitted to the random sets of another model's scores.json.
+nas::TypeCorrections type_corrections_of(const std::string& file, Objective objective);
 
 // The neuron orders that a scores.json or a plan names, relative to that file; nullopt where it names none.
 std::optional<WidthScores> width_scores_beside(const std::filesystem::path& file, const std::string& name);

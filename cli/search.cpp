@@ -6,10 +6,12 @@
 #include <filesystem>
 
 #include "cli/commands.h"
+#include "cli/fits.h"
 #include "cli/inspect.h"
 #include "cli/model_loading.h"
 #include "cli/opened_model.h"
 #include "cli/report/page.h"
+#include "cli/search_text.h"
 #include "cli/student.h"
 #include "cli/tournament.h"
 #include "kernels/check.h"
@@ -35,14 +37,23 @@ void apply_budgets(const SearchCommand& command, const Architecture& teacher, co
         context.console.note(describe_budget("budget", *command.max_params, AmountOf::parameters, total));
     }
     context.console.note("workload: " + describe(options.workload));
+    options.fits = fits_of(command.fits, teacher, options.workload);
+    for (const nas::Fit& fit : options.fits) {
+        const int64_t total = nas::memory_of(teacher, nas::workload_at(options.workload, fit)).total();
+        context.console.note(fmt::format("fits context {}, batch {}: {} bytes at most, the teacher takes {}",
+                                         fit.context, fit.batch, nas::budget_of(options, fit), total));
+    }
 }
 
 nas::SearchOptions search_options(const SearchCommand& command, const ModelOrArch& teacher,
-                                  const Context& context) {
+                                  const ScoreTable& scores, const Context& context) {
     nas::SearchOptions options;
     options.workload = workload_of(command.workload, teacher.checkpoint ? &*teacher.checkpoint : nullptr);
     apply_budgets(command, teacher.architecture, context, options);
     if (!command.objective.empty()) options.objective = parse_objective(command.objective);
+    if (!command.type_corrections.empty())
+        options.type_corrections = type_corrections_of(
+            command.type_corrections, options.objective ? *options.objective : default_objective(scores));
     options.mamba_layers.values = command.mamba_layers;
     options.ffn_layers.values = command.ffn_layers;
     options.attention_layers.values = command.attention_layers;
@@ -105,7 +116,8 @@ nas::Measurer make_measurer(const MeasuringBench& bench, const Architecture& arc
 void check_options(const SearchCommand& command) {
     require_option(command, "scores", !command.scores.empty());
     require_option(command, "out", !command.out.empty());
-    if (!command.mem_budget && !command.max_params) fail_usage("search needs --mem-budget or --max-params");
+    if (!command.mem_budget && !command.max_params && command.fits.empty() && !command.max_latency)
+        fail_usage("search needs --mem-budget, --fits, --max-params or --max-latency");
     if (!command.data.empty() && command.model.empty())
         fail_usage("--data needs --model: only weights can be measured");
     if (!command.tasks.empty() && command.data.empty())
@@ -144,12 +156,16 @@ OptionTable SearchCommand::options() {
     table.amount("mem-budget", AmountOf::bytes, mem_budget, "the student's deployment memory at most");
     table.amount("max-params", AmountOf::parameters, max_params, "the student's parameters at most");
     workload.add_to(table);
+    table.texts("fits", "CONTEXTxBATCH[:SIZE]...", fits,
+                "more workloads that the student must fit; SIZE is the --mem-budget by default");
     table.choices("mamba-layers", mamba_layers, "Mamba layers to keep");
     table.choices("ffn-layers", ffn_layers, "FFN layers to keep");
     table.choices("attention-layers", attention_layers, "attention layers to keep");
     table.choices("ffn-width", ffn_width, "common FFN width (also A..B:STEP)");
     table.word("objective", {"loss_delta", "kl", "hidden_mse", "logit_nmse", "one_minus_cosine"}, objective,
                "what the prediction adds up; loss_delta where the scores have it");
+    table.text("type-corrections", "FILE.json", type_corrections,
+               "another model's scores with random sets: what many layers of a type cost beyond the sum");
     table.flag("all", all, "keep every maximal candidate, not the 100 best");
     table.texts("data", "FILE...", data, "measure candidates on these rows");
     table.count("measure", measure, "how many candidates, spread over compositions", 1);
@@ -170,7 +186,7 @@ CommandResult SearchCommand::run(const Context& context) {
     const ModelOrArch teacher = model_or_arch(model, arch);
     const ScoreTable table = read_scores(scores);
     check_scores(table, teacher.architecture, scores);
-    const nas::SearchOptions options = search_options(*this, teacher, context);
+    const nas::SearchOptions options = search_options(*this, teacher, table, context);
 
     std::optional<WidthScores> widths;
     std::unique_ptr<MeasuringBench> bench;

@@ -29,7 +29,7 @@ struct LatencyCheck {
 struct LatencyTable {
     Provenance provenance;
     std::string where = "latency table";  // the file it was read from, for messages
-    std::string device, precision;  // "bf16" or "fp32": what is computed in
+    std::string device, precision;        // "bf16" or "fp32": what is computed in
     ModelIdentity model;
     int64_t prefill = 0, batch = 1;
     double outer = 0;  // seconds: embedding, final norm, LM head

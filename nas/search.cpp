@@ -17,14 +17,6 @@ namespace {
 
 constexpr std::size_t kListed = 100;  // candidates listed without `all`
 
-Limits limits_of(const SearchOptions& options) {
-    Limits limits;
-    if (options.mem_budget >= 0) limits.bytes = options.mem_budget;
-    limits.params = options.max_params;
-    limits.seconds = options.max_latency;
-    return limits;
-}
-
 // The width as people read it: the teacher's own where nothing is narrowed, 0 where there is no single one.
 int64_t printed_width(const Architecture& teacher, const Architecture& student, const StudentPlan& plan) {
     if (student.count(LayerType::ffn) == 0) return 0;
@@ -51,6 +43,8 @@ Candidate candidate_of(const Context& context, const Student& student) {
     candidate.ffn_width = printed_width(context.teacher, architecture, candidate.plan);
     candidate.params = student.params;
     candidate.memory = context.space.memory(student.point);
+    for (std::size_t fit = 0; fit < context.space.fits(); ++fit)
+        candidate.fit_totals.push_back(context.space.fit_total(fit, student.point));
     if (context.latency) candidate.latency = context.latency->seconds(architecture);
     candidate.predicted = context.space.predicted(student.point);
     candidate.pareto_predicted = on_frontier(context.solution, student);
@@ -118,9 +112,16 @@ void mark_measured(SearchResult& result, SelectBy select_by) {
 SearchResult describe(const Architecture& teacher, const SearchOptions& options, const Surrogate& surrogate) {
     SearchResult result;
     result.objective = surrogate.objective;
+    result.type_corrections = surrogate.type_corrections;
     result.budget_bytes = options.mem_budget;
     result.max_params = options.max_params;
     result.workload = options.workload;
+    for (const Fit& fit : options.fits)
+        result.constraints.push_back(
+            {.context = fit.context,
+             .batch = fit.batch,
+             .bytes = budget_of(options, fit),
+             .total = memory_of(teacher, workload_at(options.workload, fit)).total()});
     result.teacher_pattern = teacher.pattern();
     result.teacher_params = parameters(teacher);
     result.teacher_memory = memory_of(teacher, options.workload);
@@ -134,8 +135,9 @@ SearchResult search(const Architecture& teacher, const ScoreTable& scores, const
     check_scores(scores, teacher, "scores");
     if (options.latency) check_latency(*options.latency, teacher);
     const SelectBy select_by = parse_select_by(options.select_by);
-    const Surrogate surrogate =
+    Surrogate surrogate =
         make_surrogate(scores, options.objective ? *options.objective : default_objective(scores));
+    surrogate.type_corrections = options.type_corrections;
     const Space space(teacher, surrogate, options);
     const Solution solution = solve(space, limits_of(options));
     if (solution.students == 0) fail_usage("the layer counts given keep no layer at all; keep at least one");

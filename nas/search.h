@@ -9,6 +9,7 @@
 
 #include "nas/latency.h"
 #include "nas/memory_model.h"
+#include "nas/type_corrections.h"
 #include "runtime/score_table.h"
 #include "runtime/student_plan.h"
 
@@ -19,12 +20,30 @@ struct Choices {
     std::vector<int64_t> values;  // empty: free
 };
 
+// One more workload that a student must fit. All but context and batch is as in SearchOptions::workload.
+struct Fit {
+    int64_t context = 8192, batch = 1;
+    int64_t bytes = -1;  // at most; -1: the mem_budget
+};
+// Which prediction is minimised: the additive one, or with the terms of pairs of layers.
+enum class Predictor { automatic, additive, pairs };  // automatic: pairs where the scores have them
+std::string_view name(Predictor predictor);
+
 struct SearchOptions {
     int64_t mem_budget = -1;  // bytes; -1: none
     std::optional<int64_t> max_params;
     Workload workload;
+    std::vector<Fit> fits;               // besides `workload`
     std::optional<Objective> objective;  // default_objective(scores)
     Choices mamba_layers, ffn_layers, attention_layers, ffn_width;
+    std::vector<int64_t> keep, drop;  // layers of the teacher that every student keeps, or drops
+    Choices ffn_widths;  // each FFN keeps its own width or takes one of these; not with ffn_width
+    std::optional<int64_t>
+        mamba_heads;  // per group, of every Mamba layer; enters the prediction with nothing
+    Predictor predictor = Predictor::automatic;
+    double solve_seconds = 60;  // at most, for students that enumeration does not reach
+    // Fitted for the objective; its sums are then corrected, whatever their order inside a type.
+    std::optional<TypeCorrections> type_corrections;
     bool all = false;                // keep every maximal candidate, not the 100 best
     int64_t measure = 32;            // candidates measured when a Measurer is given
     std::string select_by = "loss";  // loss|kl|accuracy|agreement|tasks
@@ -33,12 +52,16 @@ struct SearchOptions {
     std::optional<double> max_latency;
 };
 
+// A fit's workload, and its bytes at most. Error usage where neither it nor the search names a budget.
+Workload workload_at(const Workload& workload, const Fit& fit);
+int64_t budget_of(const SearchOptions& options, const Fit& fit);
+
 struct Predicted {
     double value = 0;
     std::optional<double> loss;  // with objective loss_delta and a base
     std::optional<double> base, layers, width_term;
     // Of the prediction with interactions (nas/interactions.h): sums over pairs, and what larger removals
-    // add.
+    // add; without pairs what corrections per type add (nas/type_corrections.h).
     std::optional<double> pairs, correction;
 };
 // Share of multiple-choice rows answered rightly.
@@ -57,10 +80,17 @@ struct Candidate {
     std::string pattern;
     int64_t mamba = 0, ffn = 0, attention = 0, ffn_width = 0, params = 0;
     Memory memory;
-    std::optional<double> latency;  // seconds, by the options' table
+    std::vector<int64_t> fit_totals;  // bytes at each of SearchResult::constraints
+    std::optional<double> latency;    // seconds, by the options' table
     Predicted predicted;
     std::optional<Measured> measured;
     bool pareto_predicted = false, pareto_measured = false;
+};
+// A workload of SearchOptions::fits as it was searched for.
+struct Constraint {
+    int64_t context = 0, batch = 0;
+    int64_t bytes = 0;  // at most
+    int64_t total = 0;  // that the teacher takes
 };
 struct FrontierPoint {
     int64_t total = 0;  // bytes
@@ -85,6 +115,7 @@ struct SearchResult {
     int64_t budget_bytes = -1;
     std::optional<int64_t> max_params;
     Workload workload;
+    std::vector<Constraint> constraints;  // one a fit
     std::string teacher_pattern;
     int64_t teacher_params = 0;
     Memory teacher_memory;
@@ -92,8 +123,9 @@ struct SearchResult {
     std::string best;
     std::vector<FrontierPoint> frontier;  // exact Pareto set (total, value) over all budgets, ascending total
     double bound = 0, gap = 0;
-    int64_t compositions = 0;                 // considered
-    std::optional<double> rank_correlation;   // Spearman, predicted against measured
+    int64_t compositions = 0;                // considered
+    std::optional<double> rank_correlation;  // Spearman, predicted against measured
+    std::optional<TypeCorrections> type_corrections;
     std::vector<TournamentEntry> tournament;  // in the order of the measurement; its winner is `best`
 };
 

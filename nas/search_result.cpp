@@ -17,13 +17,36 @@ Json number_or_null(const std::optional<double>& value) { return value ? Json(*v
 Json width_json(int64_t width) { return width == 0 ? Json(nullptr) : Json(width); }
 
 Json predicted_json(const Predicted& predicted) {
-    return {{"value", predicted.value},
-            {"loss", number_or_null(predicted.loss)},
-            {"terms",
-             {{"base", number_or_null(predicted.base)},
-              {"layers", number_or_null(predicted.layers)},
-              {"pairs", nullptr},
-              {"width_term", number_or_null(predicted.width_term)}}}};
+    Json terms = {{"base", number_or_null(predicted.base)},
+                  {"layers", number_or_null(predicted.layers)},
+                  {"pairs", number_or_null(predicted.pairs)},
+                  {"width_term", number_or_null(predicted.width_term)}};
+    if (predicted.correction) terms["correction"] = *predicted.correction;
+    return {{"value", predicted.value}, {"loss", number_or_null(predicted.loss)}, {"terms", terms}};
+}
+
+Json type_corrections_json(const TypeCorrections& corrections) {
+    Json json = {{"origin", corrections.origin}, {"sets", corrections.sets}};
+    for (const LayerType type : kLayerTypes) {
+        const TypeCorrections::Type& of = corrections.types[static_cast<std::size_t>(type)];
+        json[std::string(name(type))] = {{"weight", of.weight}, {"growth", of.growth}};
+    }
+    return json;
+}
+
+TypeCorrections read_type_corrections(ObjectReader reader, Objective objective) {
+    TypeCorrections corrections;
+    corrections.objective = objective;
+    corrections.origin = reader.text("origin");
+    corrections.sets = static_cast<std::size_t>(reader.integer("sets"));
+    for (const LayerType type : kLayerTypes) {
+        ObjectReader of = reader.object(std::string(name(type)));
+        corrections.types[static_cast<std::size_t>(type)] = {.weight = of.number("weight"),
+                                                             .growth = of.number("growth")};
+        of.finish();
+    }
+    reader.finish();
+    return corrections;
 }
 
 Json measured_json(const std::optional<Measured>& measured) {
@@ -54,6 +77,7 @@ Json candidate_json(const Candidate& candidate) {
     json["counts"] = {{"mamba", candidate.mamba}, {"ffn", candidate.ffn}, {"attention", candidate.attention}};
     json["params"] = candidate.params;
     json["memory"] = to_json(candidate.memory);
+    if (!candidate.fit_totals.empty()) json["fits"] = candidate.fit_totals;
     if (candidate.latency) json["latency"] = *candidate.latency;
     json["predicted"] = predicted_json(candidate.predicted);
     json["measured"] = measured_json(candidate.measured);
@@ -69,7 +93,8 @@ Predicted read_predicted(ObjectReader reader) {
     ObjectReader terms = reader.object("terms");
     predicted.base = terms.optional_number("base");
     predicted.layers = terms.optional_number("layers");
-    terms.ignore("pairs");
+    predicted.pairs = terms.optional_number("pairs");
+    predicted.correction = terms.optional_number("correction");
     predicted.width_term = terms.optional_number("width_term");
     terms.finish();
     reader.finish();
@@ -116,6 +141,7 @@ Candidate read_candidate(ObjectReader reader) {
     counts.finish();
     candidate.params = reader.integer("params");
     candidate.memory = read_memory(reader.object("memory"));
+    if (reader.optional("fits")) candidate.fit_totals = reader.integers("fits");
     candidate.latency = reader.optional_number("latency");
     candidate.predicted = read_predicted(reader.object("predicted"));
     if (reader.optional("measured")) {
@@ -127,6 +153,23 @@ Candidate read_candidate(ObjectReader reader) {
     candidate.pareto_measured = reader.boolean("pareto_measured", false);
     reader.finish();
     return candidate;
+}
+
+Json constraint_json(const Constraint& constraint) {
+    return {{"context", constraint.context},
+            {"batch", constraint.batch},
+            {"bytes", constraint.bytes},
+            {"total", constraint.total}};
+}
+
+Constraint read_constraint(ObjectReader reader) {
+    Constraint constraint;
+    constraint.context = reader.integer("context");
+    constraint.batch = reader.integer("batch");
+    constraint.bytes = reader.integer("bytes");
+    constraint.total = reader.integer("total");
+    reader.finish();
+    return constraint;
 }
 
 FrontierPoint read_frontier_point(ObjectReader reader) {
@@ -151,6 +194,10 @@ void read_head(ObjectReader& reader, SearchResult& result) {
     if (budget.optional("max_params")) result.max_params = budget.integer("max_params");
     budget.finish();
     result.workload = read_workload(reader.object("workload"));
+    if (reader.optional("constraints"))
+        reader.each("constraints", [&](ObjectReader constraint) {
+            result.constraints.push_back(read_constraint(constraint));
+        });
     ObjectReader teacher = reader.object("teacher");
     result.teacher_pattern = teacher.text("pattern");
     result.teacher_params = teacher.integer("params");
@@ -168,6 +215,8 @@ std::string search_json(const SearchResult& result) {
     json["budget"] = {{"bytes", result.budget_bytes < 0 ? Json(nullptr) : Json(result.budget_bytes)},
                       {"max_params", result.max_params ? Json(*result.max_params) : Json(nullptr)}};
     json["workload"] = to_json(result.workload);
+    for (const Constraint& constraint : result.constraints)
+        json["constraints"].push_back(constraint_json(constraint));
     json["teacher"] = {{"pattern", result.teacher_pattern},
                        {"params", result.teacher_params},
                        {"memory", to_json(result.teacher_memory)}};
@@ -185,6 +234,7 @@ std::string search_json(const SearchResult& result) {
     json["compositions"] = result.compositions;
     json["rank_correlation"] = number_or_null(result.rank_correlation);
     for (const TournamentEntry& entry : result.tournament) json["tournament"].push_back(entry_json(entry));
+    if (result.type_corrections) json["type_corrections"] = type_corrections_json(*result.type_corrections);
     return pretty(json);
 }
 
@@ -208,7 +258,13 @@ SearchResult read_search(const std::filesystem::path& path) {
     if (reader.optional("tournament"))
         reader.each("tournament",
                     [&](ObjectReader entry) { result.tournament.push_back(read_entry(entry)); });
+    if (reader.optional("type_corrections"))
+        result.type_corrections = read_type_corrections(reader.object("type_corrections"), result.objective);
     reader.finish();
+    for (const Candidate& candidate : result.candidates)
+        if (candidate.fit_totals.size() != result.constraints.size())
+            reader.fail(fmt::format("candidate {} has {} totals in fits, expected {}, one a constraint",
+                                    candidate.id, candidate.fit_totals.size(), result.constraints.size()));
     const bool has_best =
         std::any_of(result.candidates.begin(), result.candidates.end(),
                     [&](const Candidate& candidate) { return candidate.id == result.best; });

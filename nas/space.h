@@ -28,14 +28,26 @@ struct WidthChoice {
     std::optional<double> term;       // of the predictor; null where it is not known
 };
 
+// The common FFN widths that are considered, widest first. Error usage where the options contradict the
+// teacher or the scores.
+std::vector<WidthChoice> width_grid(const Surrogate& surrogate, const Architecture& teacher,
+                                    const SearchOptions& options);
+// The widths that single FFNs may take beside their own, widest first; empty without --ffn-widths. Errors
+// alike.
+std::vector<int64_t> own_widths(const Surrogate& surrogate, const Architecture& teacher,
+                                const SearchOptions& options);
+// The numbers of layers of a type that may be kept, ascending, at least one. Errors alike.
+std::vector<int64_t> kept_choices(const Surrogate& surrogate, const Architecture& teacher,
+                                  const SearchOptions& options, LayerType type);
+
+// What a student may take at most.
 struct Limits {
     std::optional<int64_t> bytes, params;
-    std::optional<double> seconds;
-    bool allow(int64_t total, int64_t parameters, double latency = 0) const {
-        return (!bytes || total <= *bytes) && (!params || parameters <= *params) &&
-               (!seconds || latency <= *seconds);
-    }
+    std::vector<int64_t> fits = {};      // bytes at each of SearchOptions::fits
+    std::optional<double> seconds = {};  // by the latency table
 };
+// Error usage where a fit has no budget.
+Limits limits_of(const SearchOptions& options);
 
 class Space {
   public:
@@ -50,7 +62,12 @@ class Space {
 
     // False: no layer left, or a narrower width without an FFN that has it (the same student again).
     bool contains(const Point& point) const;
-    Memory memory(const Point& point) const;
+    // At SearchOptions::workload.
+    Memory memory(const Point& point) const { return memory_at(0, point); }
+    // Bytes at SearchOptions::fits[fit].
+    int64_t fit_total(std::size_t fit, const Point& point) const { return memory_at(fit + 1, point).total(); }
+    std::size_t fits() const { return outer_units_.size() - 1; }
+    bool within(const Limits& limits, const Point& point) const;
     int64_t params(const Point& point) const;
     // By the options' latency table; 0 without one.
     double seconds(const Point& point) const;
@@ -82,18 +99,26 @@ class Space {
     struct Axis {
         int64_t layers = 0;
         std::vector<int64_t> order, choices;
-        std::vector<double> cost;
-        std::vector<std::vector<MemoryUnits>> kept_units;  // [width][d], of the layers kept
-        std::vector<std::vector<int64_t>> kept_params;     // [width][d]
-        std::vector<std::vector<double>> kept_seconds;     // [width][d]
+        std::vector<double> cost, correction;  // correction: what corrections add to it
+        // [workload][width][d], of the layers kept; workload 0 is the search's, k + 1 the k-th fit's.
+        std::vector<std::vector<std::vector<MemoryUnits>>> kept_units;
+        std::vector<std::vector<int64_t>> kept_params;  // [width][d]
+        std::vector<std::vector<double>> kept_seconds;  // [width][d]
     };
-    void tabulate(const Architecture& sized, const Workload& workload, const LatencyTable* latency);
+    void tabulate(const Architecture& sized, const std::vector<Workload>& workloads,
+                  const LatencyTable* latency);
+    // Calls keep(d, layer) for the layers of a type from the ones always kept to the first of the order: the
+    // layer is kept by every student that drops at most d of the type.
+    template <class Keep>
+    void for_each_kept(const Architecture& sized, LayerType type, Keep keep) const;
+    Memory memory_at(std::size_t workload, const Point& point) const;
 
     const Surrogate& surrogate_;
     std::array<Axis, kTypes> axes_;
     std::vector<WidthChoice> widths_;
-    MemoryUnits outer_units_;
+    std::vector<MemoryUnits> outer_units_;  // [workload]
     int64_t outer_params_ = 0, buffers_ = 0;
+    std::optional<int64_t> mamba_heads_;
     double outer_seconds_ = 0;
 };
 

@@ -8,8 +8,9 @@ namespace minipuzzle::cli {
 
 // What the deployment memory is computed for; shared by inspect and search.
 struct WorkloadOptions {
-    int64_t context = 8192, batch = 1, buffers = 0;
+    int64_t context = 8192, batch = 1, buffers = 0, prefill_chunk = 0, int4_group = 128;
     std::string weights = "file", kv = "bf16", ssm = "fp32", conv = "bf16";
+    std::string embeddings_type, head_type, norms_type, ssm_parameters_type;  // empty: as all weights
 
     void add_to(OptionTable& table);
 };

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 
 namespace minipuzzle::nas {
 
@@ -118,7 +119,7 @@ void FreeSpace::for_each_kept(Visit visit) const {
 void FreeSpace::add_memory(ChoiceProblem& problem, const MemoryLimit& limit, std::size_t width) const {
     constexpr int64_t MemoryUnits::*kParts[] = {&MemoryUnits::weights, &MemoryUnits::kv, &MemoryUnits::ssm,
                                                 &MemoryUnits::conv};
-    std::map<std::optional<int64_t>, LayerMemory> memory;  // by own width
+    MemoryByWidth memory;
     for_each_kept([&](std::size_t, std::size_t, std::optional<int64_t> own) {
         if (!memory.contains(own))
             memory[own] = layer_memory(student_architecture(teacher_, sizes(width, own)), limit.workload);
@@ -134,7 +135,25 @@ void FreeSpace::add_memory(ChoiceProblem& problem, const MemoryLimit& limit, std
             problem.items[l][c].weights[row] = memory.at(own).layers[l].*part;
         });
     }
-    problem.constraints.push_back(std::move(constraint));
+    add_workspace(problem, constraint, outer.workspace, memory);
+}
+
+// Of the workspace the largest counts, so the other parts must leave room for that of each layer kept.
+void FreeSpace::add_workspace(ChoiceProblem& problem, const ChoiceConstraint& others, int64_t outer,
+                              const MemoryByWidth& memory) const {
+    const auto add_constraint = [&](std::size_t row) {
+        ChoiceConstraint& constraint = problem.constraints.emplace_back(others);
+        constraint.rows.push_back(row);
+    };
+    add_constraint(add_row(problem, outer));
+    std::map<std::size_t, std::size_t> rows;  // by layer
+    for_each_kept([&](std::size_t l, std::size_t c, std::optional<int64_t> own) {
+        const int64_t workspace = memory.at(own).layers[l].workspace;
+        if (workspace <= outer) return;
+        if (!rows.contains(l)) rows[l] = add_row(problem, 0);
+        problem.items[l][c].weights[rows[l]] = workspace;
+    });
+    for (const auto& [layer, row] : rows) add_constraint(row);
 }
 
 void FreeSpace::add_params(ChoiceProblem& problem, std::size_t width) const {

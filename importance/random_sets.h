@@ -10,9 +10,11 @@ namespace minipuzzle::importance {
 
 // `count` different sets, ascending, a pure function of the arguments; fewer where there are not so many.
 // Sizes run from 3 to half of `candidates` in turn; how many of each type is drawn first (any split alike),
-// then which ones. `candidates`: layers that may be off, ascending.
-std::vector<LayerSet> draw_sets(const Architecture& architecture, const LayerSet& candidates, int64_t count,
-                                uint64_t seed);
+// then which ones. Every second set is the cheapest of several draws, by the sum of `cost` (per layer): a
+// search looks at students that are cheaper than most, and a predictor is to be right there. `candidates`:
+// layers that may be off, ascending.
+std::vector<LayerSet> draw_sets(const Architecture& architecture, const LayerSet& candidates,
+                                const std::vector<double>& cost, int64_t count, uint64_t seed);
 
 // Tells the run's progress how much work the sets will be.
 void announce_random_sets(ScoreRun& run, int64_t count, uint64_t seed);

@@ -23,6 +23,9 @@ struct Fit {
     int64_t context = 8192, batch = 1;
     int64_t bytes = -1;  // at most; -1: the mem_budget
 };
+// Which prediction is minimised: the additive one, or with the terms of pairs of layers.
+enum class Predictor { automatic, additive, pairs };  // automatic: pairs where the scores have them
+std::string_view name(Predictor predictor);
 
 struct SearchOptions {
     int64_t mem_budget = -1;  // bytes; -1: none
@@ -31,6 +34,12 @@ struct SearchOptions {
     std::vector<Fit> fits;               // besides `workload`
     std::optional<Objective> objective;  // default_objective(scores)
     Choices mamba_layers, ffn_layers, attention_layers, ffn_width;
+    std::vector<int64_t> keep, drop;  // layers of the teacher that every student keeps, or drops
+    Choices ffn_widths;  // each FFN keeps its own width or takes one of these; not with ffn_width
+    std::optional<int64_t>
+        mamba_heads;  // per group, of every Mamba layer; enters the prediction with nothing
+    Predictor predictor = Predictor::automatic;
+    double solve_seconds = 60;       // at most, for students that enumeration does not reach
     bool all = false;                // keep every maximal candidate, not the 100 best
     int64_t measure = 32;            // candidates measured when a Measurer is given
     std::string select_by = "loss";  // loss|kl|accuracy|agreement

@@ -28,6 +28,18 @@ struct WidthChoice {
     std::optional<double> term;       // of the predictor; null where it is not known
 };
 
+// The common FFN widths that are considered, widest first. Error usage where the options contradict the
+// teacher or the scores.
+std::vector<WidthChoice> width_grid(const Surrogate& surrogate, const Architecture& teacher,
+                                    const SearchOptions& options);
+// The widths that single FFNs may take beside their own, widest first; empty without --ffn-widths. Errors
+// alike.
+std::vector<int64_t> own_widths(const Surrogate& surrogate, const Architecture& teacher,
+                                const SearchOptions& options);
+// The numbers of layers of a type that may be kept, ascending, at least one. Errors alike.
+std::vector<int64_t> kept_choices(const Surrogate& surrogate, const Architecture& teacher,
+                                  const SearchOptions& options, LayerType type);
+
 // What a student may take at most.
 struct Limits {
     std::optional<int64_t> bytes, params;
@@ -101,6 +113,7 @@ class Space {
     std::vector<WidthChoice> widths_;
     std::vector<MemoryUnits> outer_units_;  // [workload]
     int64_t outer_params_ = 0, buffers_ = 0;
+    std::optional<int64_t> mamba_heads_;
 };
 
 }  // namespace minipuzzle::nas

@@ -58,7 +58,7 @@ struct ConditionalOptions {
 
 struct InspectCommand : Command {
     std::vector<std::string> targets;
-    std::string arch, scores, plans, model, sort = "depth", type;
+    std::string arch, scores, plans, model, type_corrections, sort = "depth", type;
     WorkloadOptions workload;
     bool full_hash = false;
 
@@ -91,7 +91,7 @@ struct ScoreCommand : Command {
 };
 
 struct SearchCommand : Command {
-    std::string model, arch, scores, out, objective, select_by = "loss";
+    std::string model, arch, scores, out, objective, type_corrections, select_by = "loss";
     std::optional<Amount> mem_budget, max_params;
     WorkloadOptions workload;
     std::vector<std::string> fits;
@@ -135,7 +135,7 @@ struct DistillCommand : Command {
 };
 
 struct EvalCommand : Command {
-    std::string model, reference, plans, width_scores, out;
+    std::string model, reference, plans, width_scores, tasks, out;
     WeightOptions weights;
     std::vector<std::string> data;
     WindowOptions windows;
@@ -151,7 +151,10 @@ struct BenchCommand : Command {
     WeightOptions weights;
     int64_t prefill = 8192, batch = 1, samples = 0, seq_len = 8192;
     TrainingOptions training;
-    bool sweep = false;
+    bool sweep = false, layer_latency = false;
+    std::vector<int64_t> ffn_widths;
+    std::string out;
+    std::optional<int64_t> decode;
 
     const char* name() const override { return "bench"; }
     const char* help() const override {

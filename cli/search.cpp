@@ -11,6 +11,7 @@
 #include "cli/model_loading.h"
 #include "cli/opened_model.h"
 #include "cli/report/page.h"
+#include "cli/search_text.h"
 #include "cli/student.h"
 #include "kernels/check.h"
 #include "runtime/files.h"
@@ -44,11 +45,14 @@ void apply_budgets(const SearchCommand& command, const Architecture& teacher, co
 }
 
 nas::SearchOptions search_options(const SearchCommand& command, const ModelOrArch& teacher,
-                                  const Context& context) {
+                                  const ScoreTable& scores, const Context& context) {
     nas::SearchOptions options;
     options.workload = workload_of(command.workload, teacher.checkpoint ? &*teacher.checkpoint : nullptr);
     apply_budgets(command, teacher.architecture, context, options);
     if (!command.objective.empty()) options.objective = parse_objective(command.objective);
+    if (!command.type_corrections.empty())
+        options.type_corrections = type_corrections_of(
+            command.type_corrections, options.objective ? *options.objective : default_objective(scores));
     options.mamba_layers.values = command.mamba_layers;
     options.ffn_layers.values = command.ffn_layers;
     options.attention_layers.values = command.attention_layers;
@@ -139,6 +143,8 @@ OptionTable SearchCommand::options() {
     table.choices("ffn-width", ffn_width, "common FFN width (also A..B:STEP)");
     table.word("objective", {"loss_delta", "kl", "hidden_mse", "logit_nmse", "one_minus_cosine"}, objective,
                "what the prediction adds up; loss_delta where the scores have it");
+    table.text("type-corrections", "FILE.json", type_corrections,
+               "another model's scores with random sets: what many layers of a type cost beyond the sum");
     table.flag("all", all, "keep every maximal candidate, not the 100 best");
     table.texts("data", "FILE...", data, "measure candidates on these rows");
     table.count("measure", measure, "how many candidates, spread over compositions", 1);
@@ -155,7 +161,7 @@ CommandResult SearchCommand::run(const Context& context) {
     const ModelOrArch teacher = model_or_arch(model, arch);
     const ScoreTable table = read_scores(scores);
     check_scores(table, teacher.architecture, scores);
-    const nas::SearchOptions options = search_options(*this, teacher, context);
+    const nas::SearchOptions options = search_options(*this, teacher, table, context);
 
     std::optional<WidthScores> widths;
     std::unique_ptr<MeasuringBench> bench;

@@ -100,6 +100,7 @@ ChoiceProblem FreeSpace::make_problem(std::size_t width) const {
         problem.items.emplace_back(std::vector<Choice>(counts.kept.size()));
     for (const MemoryLimit& limit : memory_limits(options_)) add_memory(problem, limit, width);
     add_params(problem, width);
+    add_latency(problem, width);
     add_counts(problem, width);
     if (uses_pairs(surrogate_, options_.predictor)) add_pairs(problem);
     check_problem(problem);
@@ -168,6 +169,22 @@ void FreeSpace::add_params(ChoiceProblem& problem, std::size_t width) const {
     });
     problem.constraints.push_back(
         {.name = "parameters", .rows = {row}, .divisor = 1, .lower = {}, .upper = *options_.max_params});
+}
+
+// In whole nanoseconds: what a timer tells.
+void FreeSpace::add_latency(ChoiceProblem& problem, std::size_t width) const {
+    if (!options_.latency || !options_.max_latency) return;
+    const auto nanoseconds = [](double seconds) { return static_cast<int64_t>(std::llround(1e9 * seconds)); };
+    const std::size_t row = add_row(problem, nanoseconds(options_.latency->outer));
+    for_each_kept([&](std::size_t l, std::size_t c, std::optional<int64_t> own) {
+        const Architecture sized = student_architecture(teacher_, sizes(width, own));
+        problem.items[l][c].weights[row] = nanoseconds(options_.latency->seconds(sized.layers[l]));
+    });
+    problem.constraints.push_back({.name = "latency",
+                                   .rows = {row},
+                                   .divisor = 1,
+                                   .lower = {},
+                                   .upper = nanoseconds(*options_.max_latency)});
 }
 
 void FreeSpace::add_counts(ChoiceProblem& problem, std::size_t width) const {

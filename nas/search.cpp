@@ -28,6 +28,7 @@ struct Context {
     const ScoreTable& scores;
     const Space& space;
     const Solution& solution;
+    const LatencyTable* latency;  // may be null
 };
 
 Candidate candidate_of(const Context& context, const Student& student) {
@@ -44,6 +45,7 @@ Candidate candidate_of(const Context& context, const Student& student) {
     candidate.memory = context.space.memory(student.point);
     for (std::size_t fit = 0; fit < context.space.fits(); ++fit)
         candidate.fit_totals.push_back(context.space.fit_total(fit, student.point));
+    if (context.latency) candidate.latency = context.latency->seconds(architecture);
     candidate.predicted = context.space.predicted(student.point);
     candidate.pareto_predicted = on_frontier(context.solution, student);
     return candidate;
@@ -110,6 +112,7 @@ void mark_measured(SearchResult& result, SelectBy select_by) {
 SearchResult describe(const Architecture& teacher, const SearchOptions& options, const Surrogate& surrogate) {
     SearchResult result;
     result.objective = surrogate.objective;
+    result.type_corrections = surrogate.type_corrections;
     result.budget_bytes = options.mem_budget;
     result.max_params = options.max_params;
     result.workload = options.workload;
@@ -130,9 +133,11 @@ SearchResult describe(const Architecture& teacher, const SearchOptions& options,
 SearchResult search(const Architecture& teacher, const ScoreTable& scores, const SearchOptions& options,
                     const Measurer& measurer) {
     check_scores(scores, teacher, "scores");
+    if (options.latency) check_latency(*options.latency, teacher);
     const SelectBy select_by = parse_select_by(options.select_by);
-    const Surrogate surrogate =
+    Surrogate surrogate =
         make_surrogate(scores, options.objective ? *options.objective : default_objective(scores));
+    surrogate.type_corrections = options.type_corrections;
     const Space space(teacher, surrogate, options);
     const Solution solution = solve(space, limits_of(options));
     if (solution.students == 0) fail_usage("the layer counts given keep no layer at all; keep at least one");
@@ -146,7 +151,7 @@ SearchResult search(const Architecture& teacher, const ScoreTable& scores, const
     std::vector<std::optional<Measured>> measured(students.size());
     if (measures) measured = measure_spread(space, students, {options.measure, select_by}, measurer);
 
-    const Context context{teacher, scores, space, solution};
+    const Context context{teacher, scores, space, solution, options.latency ? &*options.latency : nullptr};
     for (const std::size_t i : listed(measured, options.all ? students.size() : kListed)) {
         Candidate candidate = candidate_of(context, students[i]);
         candidate.id = fmt::format("c{:03}", result.candidates.size() + 1);

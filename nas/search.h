@@ -7,7 +7,9 @@
 #include <string>
 #include <vector>
 
+#include "nas/latency.h"
 #include "nas/memory_model.h"
+#include "nas/type_corrections.h"
 #include "runtime/score_table.h"
 #include "runtime/student_plan.h"
 
@@ -39,10 +41,15 @@ struct SearchOptions {
     std::optional<int64_t>
         mamba_heads;  // per group, of every Mamba layer; enters the prediction with nothing
     Predictor predictor = Predictor::automatic;
-    double solve_seconds = 60;       // at most, for students that enumeration does not reach
+    double solve_seconds = 60;  // at most, for students that enumeration does not reach
+    // Fitted for the objective; its sums are then corrected, whatever their order inside a type.
+    std::optional<TypeCorrections> type_corrections;
     bool all = false;                // keep every maximal candidate, not the 100 best
     int64_t measure = 32;            // candidates measured when a Measurer is given
-    std::string select_by = "loss";  // loss|kl|accuracy|agreement
+    std::string select_by = "loss";  // loss|kl|accuracy|agreement|tasks
+    // With a table: candidates say what they take, and take at most `max_latency` seconds where it is given.
+    std::optional<LatencyTable> latency;
+    std::optional<double> max_latency;
 };
 
 // A fit's workload, and its bytes at most. Error usage where neither it nor the search names a budget.
@@ -54,12 +61,18 @@ struct Predicted {
     std::optional<double> loss;  // with objective loss_delta and a base
     std::optional<double> base, layers, width_term;
     // Of the prediction with interactions (nas/interactions.h): sums over pairs, and what larger removals
-    // add.
+    // add; without pairs what corrections per type add (nas/type_corrections.h).
     std::optional<double> pairs, correction;
+};
+// Share of multiple-choice rows answered rightly.
+struct TaskMeasurement {
+    double accuracy = 0;
+    std::optional<double> standard_error;  // null for one row
 };
 struct Measured {
     double loss = 0, kl = 0, next_token_accuracy = 0, top1_agreement = 0;
     int64_t tokens = 0;
+    std::optional<TaskMeasurement> tasks;
 };
 struct Candidate {
     std::string id;  // "c001", in order of prediction
@@ -68,6 +81,7 @@ struct Candidate {
     int64_t mamba = 0, ffn = 0, attention = 0, ffn_width = 0, params = 0;
     Memory memory;
     std::vector<int64_t> fit_totals;  // bytes at each of SearchResult::constraints
+    std::optional<double> latency;    // seconds, by the options' table
     Predicted predicted;
     std::optional<Measured> measured;
     bool pareto_predicted = false, pareto_measured = false;
@@ -103,6 +117,7 @@ struct SearchResult {
     double bound = 0, gap = 0;
     int64_t compositions = 0;                // considered
     std::optional<double> rank_correlation;  // Spearman, predicted against measured
+    std::optional<TypeCorrections> type_corrections;
 };
 
 // Measures plans on data; the caller binds model and corpus (runtime/variant_sweep.h).

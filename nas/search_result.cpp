@@ -16,22 +16,49 @@ Json number_or_null(const std::optional<double>& value) { return value ? Json(*v
 Json width_json(int64_t width) { return width == 0 ? Json(nullptr) : Json(width); }
 
 Json predicted_json(const Predicted& predicted) {
-    return {{"value", predicted.value},
-            {"loss", number_or_null(predicted.loss)},
-            {"terms",
-             {{"base", number_or_null(predicted.base)},
-              {"layers", number_or_null(predicted.layers)},
-              {"pairs", nullptr},
-              {"width_term", number_or_null(predicted.width_term)}}}};
+    Json terms = {{"base", number_or_null(predicted.base)},
+                  {"layers", number_or_null(predicted.layers)},
+                  {"pairs", number_or_null(predicted.pairs)},
+                  {"width_term", number_or_null(predicted.width_term)}};
+    if (predicted.correction) terms["correction"] = *predicted.correction;
+    return {{"value", predicted.value}, {"loss", number_or_null(predicted.loss)}, {"terms", terms}};
+}
+
+Json type_corrections_json(const TypeCorrections& corrections) {
+    Json json = {{"origin", corrections.origin}, {"sets", corrections.sets}};
+    for (const LayerType type : kLayerTypes) {
+        const TypeCorrections::Type& of = corrections.types[static_cast<std::size_t>(type)];
+        json[std::string(name(type))] = {{"weight", of.weight}, {"growth", of.growth}};
+    }
+    return json;
+}
+
+TypeCorrections read_type_corrections(ObjectReader reader, Objective objective) {
+    TypeCorrections corrections;
+    corrections.objective = objective;
+    corrections.origin = reader.text("origin");
+    corrections.sets = static_cast<std::size_t>(reader.integer("sets"));
+    for (const LayerType type : kLayerTypes) {
+        ObjectReader of = reader.object(std::string(name(type)));
+        corrections.types[static_cast<std::size_t>(type)] = {.weight = of.number("weight"),
+                                                             .growth = of.number("growth")};
+        of.finish();
+    }
+    reader.finish();
+    return corrections;
 }
 
 Json measured_json(const std::optional<Measured>& measured) {
     if (!measured) return nullptr;
-    return {{"loss", measured->loss},
-            {"kl", measured->kl},
-            {"next_token_accuracy", measured->next_token_accuracy},
-            {"top1_agreement", measured->top1_agreement},
-            {"tokens", measured->tokens}};
+    Json json = {{"loss", measured->loss},
+                 {"kl", measured->kl},
+                 {"next_token_accuracy", measured->next_token_accuracy},
+                 {"top1_agreement", measured->top1_agreement},
+                 {"tokens", measured->tokens}};
+    if (measured->tasks)
+        json["tasks"] = {{"accuracy", measured->tasks->accuracy},
+                         {"stderr", number_or_null(measured->tasks->standard_error)}};
+    return json;
 }
 
 Json candidate_json(const Candidate& candidate) {
@@ -43,6 +70,7 @@ Json candidate_json(const Candidate& candidate) {
     json["params"] = candidate.params;
     json["memory"] = to_json(candidate.memory);
     if (!candidate.fit_totals.empty()) json["fits"] = candidate.fit_totals;
+    if (candidate.latency) json["latency"] = *candidate.latency;
     json["predicted"] = predicted_json(candidate.predicted);
     json["measured"] = measured_json(candidate.measured);
     json["pareto_predicted"] = candidate.pareto_predicted;
@@ -57,7 +85,8 @@ Predicted read_predicted(ObjectReader reader) {
     ObjectReader terms = reader.object("terms");
     predicted.base = terms.optional_number("base");
     predicted.layers = terms.optional_number("layers");
-    terms.ignore("pairs");
+    predicted.pairs = terms.optional_number("pairs");
+    predicted.correction = terms.optional_number("correction");
     predicted.width_term = terms.optional_number("width_term");
     terms.finish();
     reader.finish();
@@ -71,6 +100,12 @@ Measured read_measured(ObjectReader reader) {
     measured.next_token_accuracy = reader.number("next_token_accuracy");
     measured.top1_agreement = reader.number("top1_agreement");
     measured.tokens = reader.integer("tokens");
+    if (reader.optional("tasks")) {
+        ObjectReader tasks = reader.object("tasks");
+        measured.tasks = {.accuracy = tasks.number("accuracy"),
+                          .standard_error = tasks.optional_number("stderr")};
+        tasks.finish();
+    }
     reader.finish();
     return measured;
 }
@@ -90,6 +125,7 @@ Candidate read_candidate(ObjectReader reader) {
     candidate.params = reader.integer("params");
     candidate.memory = read_memory(reader.object("memory"));
     if (reader.optional("fits")) candidate.fit_totals = reader.integers("fits");
+    candidate.latency = reader.optional_number("latency");
     candidate.predicted = read_predicted(reader.object("predicted"));
     if (reader.optional("measured")) candidate.measured = read_measured(reader.object("measured"));
     candidate.pareto_predicted = reader.boolean("pareto_predicted", false);
@@ -176,6 +212,7 @@ std::string search_json(const SearchResult& result) {
     json["proof"] = {{"status", "optimal_for_predictor"}, {"bound", result.bound}, {"gap", result.gap}};
     json["compositions"] = result.compositions;
     json["rank_correlation"] = number_or_null(result.rank_correlation);
+    if (result.type_corrections) json["type_corrections"] = type_corrections_json(*result.type_corrections);
     return pretty(json);
 }
 
@@ -196,6 +233,8 @@ SearchResult read_search(const std::filesystem::path& path) {
     proof.finish();
     result.compositions = reader.integer("compositions", 0);
     result.rank_correlation = reader.optional_number("rank_correlation");
+    if (reader.optional("type_corrections"))
+        result.type_corrections = read_type_corrections(reader.object("type_corrections"), result.objective);
     reader.finish();
     for (const Candidate& candidate : result.candidates)
         if (candidate.fit_totals.size() != result.constraints.size())

@@ -1,0 +1,259 @@
+#include "cli/search_text.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <iterator>
+
+#include "cli/model_loading.h"
+#include "cli/table.h"
+#include "cli/units.h"
+
+namespace minipuzzle::cli {
+namespace {
+
+constexpr std::size_t kShownCandidates = 10, kShownFrontier = 20, kColumns = 100;
+
+std::string width_cell(int64_t width) { return width > 0 ? std::to_string(width) : "-"; }
+
+std::string share_cell(int64_t total, int64_t teacher) {
+    return teacher > 0
+               ? fmt::format("{:.1f}", 100.0 * static_cast<double>(total) / static_cast<double>(teacher))
+               : "-";
+}
+
+std::string frontier_table(const nas::SearchResult& result) {
+    const auto& frontier = result.frontier;
+    const int64_t knee = knee_of(frontier), teacher = result.teacher_memory.total();
+    const std::vector<std::size_t> shown = spread_indexes(frontier.size(), kShownFrontier, knee);
+    Table table({"bytes", "", "% of teacher", "value", "dropped", "kept", "ffn_width", ""});
+    for (const std::size_t i : shown) {
+        const nas::FrontierPoint& point = frontier[i];
+        table.add({std::to_string(point.total), format_bytes(point.total), share_cell(point.total, teacher),
+                   cell(point.value, 6), std::to_string(point.drop.size()),
+                   kept_text(result.teacher_pattern, point.drop), width_cell(point.ffn_width),
+                   static_cast<int64_t>(i) == knee ? "<- knee" : ""});
+    }
+    std::string text = fmt::format("frontier, {} points over all budgets", frontier.size());
+    if (frontier.size() > shown.size()) text += fmt::format(", {} of them shown", shown.size());
+    return text + "\n" + table.text();
+}
+
+std::string candidate_table(const nas::SearchResult& result) {
+    std::vector<const nas::Candidate*> shown;
+    for (const nas::Candidate& candidate : result.candidates)
+        if (shown.size() < kShownCandidates || candidate.id == result.best) shown.push_back(&candidate);
+    const bool measured = std::any_of(result.candidates.begin(), result.candidates.end(),
+                                      [](const nas::Candidate& each) { return each.measured.has_value(); });
+    std::vector<std::string> header = {"id", "kept", "ffn_width", "params", "memory", "predicted"};
+    if (measured) header.insert(header.end(), {"loss", "kl", "accuracy", "agreement"});
+    header.push_back("");
+    Table table(header);
+    for (const nas::Candidate* each : shown) {
+        std::vector<std::string> row = {each->id,
+                                        kept_text(result.teacher_pattern, each->plan.drop),
+                                        width_cell(each->ffn_width),
+                                        format_count(each->params),
+                                        format_bytes(each->memory.total()),
+                                        cell(each->predicted.value)};
+        if (measured) {
+            const auto& figures = each->measured;
+            const auto figure = [&](double nas::Measured::*of) {
+                return cell(figures ? std::optional((*figures).*of) : std::nullopt);
+            };
+            row.insert(row.end(),
+                       {figure(&nas::Measured::loss), figure(&nas::Measured::kl),
+                        figure(&nas::Measured::next_token_accuracy), figure(&nas::Measured::top1_agreement)});
+        }
+        row.push_back(each->id == result.best ? "<- best" : "");
+        table.add(std::move(row));
+    }
+    return fmt::format("candidates, {} of {} in order of prediction\n{}", shown.size(),
+                       result.candidates.size(), table.text());
+}
+
+std::string corrections_text(const nas::TypeCorrections& corrections) {
+    std::string text;
+    for (const LayerType type : kLayerTypes) {
+        const auto& of = corrections.types[static_cast<std::size_t>(type)];
+        text += fmt::format("{} {} weight {:.2f} growth {:.2f}", text.empty() ? "" : ",", name(type),
+                            of.weight, of.growth);
+    }
+    return wrapped(fmt::format("sums corrected per type, from {} sets of {}:{}", corrections.sets,
+                               corrections.origin, text),
+                   kColumns);
+}
+
+std::string proof_text(const nas::SearchResult& result) {
+    return result.gap == 0
+               ? fmt::format("proof: no student within the limits is predicted below {:.6f}; gap 0\n",
+                             result.bound)
+               : fmt::format("proof: no student within the limits is predicted below {:.6f}; gap {:.6f}\n",
+                             result.bound, result.gap);
+}
+
+std::string asked_text(const nas::SearchResult& result) {
+    std::string text =
+        fmt::format("{}; objective {}; {} compositions considered\n",
+                    result.status == "measured" ? "chosen by measured " + result.select_by : "predicted only",
+                    name(result.objective), result.compositions);
+    text += wrapped("workload: " + describe(result.workload), kColumns);
+    if (result.budget_bytes >= 0)
+        text += fmt::format("budget {} bytes ({})\n", result.budget_bytes, format_bytes(result.budget_bytes));
+    if (result.max_params) text += fmt::format("budget {} parameters\n", *result.max_params);
+    text += fmt::format("teacher {} parameters, {} bytes ({})\n", result.teacher_params,
+                        result.teacher_memory.total(), format_bytes(result.teacher_memory.total()));
+    return result.type_corrections ? text + corrections_text(*result.type_corrections) : text;
+}
+
+// A pattern has no blanks to break at.
+std::string pattern_text(const std::string& pattern) {
+    std::string text;
+    for (std::size_t at = 0; at < pattern.size(); at += kColumns - 2)
+        text += "  " + pattern.substr(at, kColumns - 2) + "\n";
+    return text;
+}
+
+std::string best_text(const nas::SearchResult& result) {
+    const nas::Candidate& best = nas::find_candidate(result, "");
+    std::string text =
+        fmt::format("best {}: {} parameters, {} bytes ({}), {}\n", best.id, best.params, best.memory.total(),
+                    format_bytes(best.memory.total()), kept_text(result.teacher_pattern, best.plan.drop));
+    text += pattern_text(best.pattern);
+    text += wrapped(fmt::format("drops {}", fmt::join(best.plan.drop, ", ")), kColumns);
+    for (std::size_t i = 0; i < result.constraints.size(); ++i) {
+        const nas::Constraint& at = result.constraints[i];
+        text += wrapped(
+            fmt::format("context {}, batch {}: {} bytes ({}) of at most {}; the teacher takes {}", at.context,
+                        at.batch, best.fit_totals[i], format_bytes(best.fit_totals[i]), format_bytes(at.bytes),
+                        format_bytes(at.total)),
+            kColumns);
+    }
+    if (result.rank_correlation)
+        text += fmt::format("Spearman, predicted against measured: {:.4f}\n", *result.rank_correlation);
+    return text;
+}
+
+// a without b; both ascending.
+std::vector<int64_t> without(const std::vector<int64_t>& a, const std::vector<int64_t>& b) {
+    std::vector<int64_t> left;
+    std::set_difference(a.begin(), a.end(), b.begin(), b.end(), std::back_inserter(left));
+    return left;
+}
+
+std::vector<const nas::Candidate*> found(const nas::SearchResult& result, const StudentPlan& plan) {
+    std::vector<const nas::Candidate*> found;
+    for (const nas::Candidate& candidate : result.candidates)
+        if (same_student(plan, candidate)) found.push_back(&candidate);
+    return found;
+}
+
+// 1 for the best predicted; the file's order is the prediction's, but for what was proposed later.
+int64_t rank_of(const nas::SearchResult& result, const nas::Candidate& candidate) {
+    return 1 + std::count_if(result.candidates.begin(), result.candidates.end(), [&](const auto& other) {
+               return other.predicted.value < candidate.predicted.value;
+           });
+}
+
+}  // namespace
+
+int64_t knee_of(const std::vector<nas::FrontierPoint>& frontier) {
+    if (frontier.size() < 3) return -1;
+    const nas::FrontierPoint &first = frontier.front(), &last = frontier.back();
+    const double width = static_cast<double>(last.total - first.total), height = first.value - last.value;
+    int64_t knee = -1;
+    double farthest = 0;
+    for (std::size_t i = 1; i + 1 < frontier.size(); ++i) {
+        const double x = static_cast<double>(frontier[i].total - first.total) / width;
+        const double y = (frontier[i].value - last.value) / height;
+        const double below = 1 - x - y;  // distance to x + y = 1, up to a constant factor
+        if (below > farthest) {
+            farthest = below;
+            knee = static_cast<int64_t>(i);
+        }
+    }
+    return knee;
+}
+
+std::string search_summary(const nas::SearchResult& result) {
+    return asked_text(result) + proof_text(result) + best_text(result) + "\n" + candidate_table(result) +
+           "\n" + frontier_table(result);
+}
+
+std::string kept_text(const std::string& teacher_pattern, const std::vector<int64_t>& drop) {
+    int64_t mamba = 0, ffn = 0, attention = 0;
+    for (std::size_t i = 0; i < teacher_pattern.size(); ++i) {
+        if (std::binary_search(drop.begin(), drop.end(), static_cast<int64_t>(i))) continue;
+        ++(teacher_pattern[i] == 'M' ? mamba : teacher_pattern[i] == '*' ? attention : ffn);
+    }
+    return fmt::format("{} M, {} F, {} A", mamba, ffn, attention);
+}
+
+std::string layers_text(const std::string& teacher_pattern, const std::vector<int64_t>& layers) {
+    std::string text;
+    for (const int64_t layer : layers) {
+        const char letter = teacher_pattern[static_cast<std::size_t>(layer)];
+        text += fmt::format("{}{} {}", text.empty() ? "" : ", ", layer,
+                            letter == 'M'   ? 'M'
+                            : letter == '*' ? 'A'
+                                            : 'F');
+    }
+    return text.empty() ? "none" : text;
+}
+
+bool same_student(const StudentPlan& plan, const nas::Candidate& candidate) {
+    return plan.drop == candidate.plan.drop && plan.ffn_widths == candidate.plan.ffn_widths &&
+           (!plan.ffn_width || *plan.ffn_width == candidate.ffn_width);
+}
+
+Json standing_json(const nas::SearchResult& result, const StudentPlan& plan) {
+    const nas::Candidate& best = nas::find_candidate(result, "");
+    const auto matches = found(result, plan);
+    Json json = {{"rank", nullptr}, {"of", result.candidates.size()}, {"candidate", nullptr}};
+    if (!matches.empty()) {
+        json["rank"] = rank_of(result, *matches.front());
+        json["candidate"] = matches.front()->id;
+    }
+    json["best"] = best.id;
+    json["kept_by_best"] = without(plan.drop, best.plan.drop);
+    json["dropped_by_best"] = without(best.plan.drop, plan.drop);
+    return json;
+}
+
+std::string standing_text(const nas::SearchResult& result, const StudentPlan& plan) {
+    for (const int64_t layer : plan.drop)
+        if (layer >= static_cast<int64_t>(result.teacher_pattern.size()))
+            fail_input(fmt::format("the plan drops layer {}, the search's teacher has {} layers", layer,
+                                   result.teacher_pattern.size()));
+    const nas::Candidate& best = nas::find_candidate(result, "");
+    const auto matches = found(result, plan);
+    std::string text = fmt::format("objective {}; {}\n", name(result.objective),
+                                   result.type_corrections ? "sums corrected per type" : "sums as they are");
+    if (matches.empty()) {
+        text += wrapped(fmt::format("the plan is none of the {} candidates listed (search --all lists every "
+                                    "maximal one)",
+                                    result.candidates.size()),
+                        kColumns);
+    } else {
+        Table table({"", "id", "rank", "kept", "ffn_width", "params", "bytes", "predicted", "loss"});
+        const auto add = [&](const char* who, const nas::Candidate& each) {
+            table.add({who, each.id, fmt::format("{} of {}", rank_of(result, each), result.candidates.size()),
+                       kept_text(result.teacher_pattern, each.plan.drop), width_cell(each.ffn_width),
+                       std::to_string(each.params), format_bytes(each.memory.total()),
+                       cell(each.predicted.value, 6),
+                       cell(each.measured ? std::optional(each.measured->loss) : std::nullopt)});
+        };
+        add("plan", *matches.front());
+        add("best", best);
+        text += table.text();
+    }
+    text +=
+        wrapped("the best keeps " + layers_text(result.teacher_pattern, without(plan.drop, best.plan.drop)),
+                kColumns);
+    return text +
+           wrapped("and drops " + layers_text(result.teacher_pattern, without(best.plan.drop, plan.drop)),
+                   kColumns);
+}
+
+}  // namespace minipuzzle::cli

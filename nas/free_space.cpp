@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 
 namespace minipuzzle::nas {
 
@@ -119,7 +120,7 @@ void FreeSpace::for_each_kept(Visit visit) const {
 void FreeSpace::add_memory(ChoiceProblem& problem, const MemoryLimit& limit, std::size_t width) const {
     constexpr int64_t MemoryUnits::*kParts[] = {&MemoryUnits::weights, &MemoryUnits::kv, &MemoryUnits::ssm,
                                                 &MemoryUnits::conv};
-    MemoryByWidth memory;
+    std::map<std::optional<int64_t>, LayerMemory> memory;  // by own width
     for_each_kept([&](std::size_t, std::size_t, std::optional<int64_t> own) {
         if (!memory.contains(own))
             memory[own] = layer_memory(student_architecture(teacher_, sizes(width, own)), limit.workload);
@@ -135,25 +136,30 @@ void FreeSpace::add_memory(ChoiceProblem& problem, const MemoryLimit& limit, std
             problem.items[l][c].weights[row] = memory.at(own).layers[l].*part;
         });
     }
-    add_workspace(problem, constraint, outer.workspace, memory);
-}
-
-// Of the workspace the largest counts, so the other parts must leave room for that of each layer kept.
-void FreeSpace::add_workspace(ChoiceProblem& problem, const ChoiceConstraint& others, int64_t outer,
-                              const MemoryByWidth& memory) const {
-    const auto add_constraint = [&](std::size_t row) {
-        ChoiceConstraint& constraint = problem.constraints.emplace_back(others);
-        constraint.rows.push_back(row);
+    // Of the workspace only the largest counts: what is always there is in the limit, and each choice that
+    // needs more has the constraint again with what it adds.
+    const auto workspace = [&](std::size_t l, std::optional<int64_t> own) {
+        return memory.at(own).layers[l].workspace;
     };
-    add_constraint(add_row(problem, outer));
-    std::map<std::size_t, std::size_t> rows;  // by layer
+    int64_t always = outer.workspace;
+    for (std::size_t l = 0; l < meanings_.size(); ++l) {
+        if (meanings_[l].empty() || meanings_[l].back().dropped) continue;
+        int64_t least = workspace(l, meanings_[l].front().width);
+        for (const Meaning& meaning : meanings_[l]) least = std::min(least, workspace(l, meaning.width));
+        always = std::max(always, least);
+    }
+    *constraint.upper -= div_up(always, kUnitsPerByte);
     for_each_kept([&](std::size_t l, std::size_t c, std::optional<int64_t> own) {
-        const int64_t workspace = memory.at(own).layers[l].workspace;
-        if (workspace <= outer) return;
-        if (!rows.contains(l)) rows[l] = add_row(problem, 0);
-        problem.items[l][c].weights[rows[l]] = workspace;
+        if (workspace(l, own) <= always) return;
+        const std::size_t row = add_row(problem, 0);
+        // Whole bytes of both, so that the quotient is the difference of what each is rounded up to.
+        problem.items[l][c].weights[row] =
+            kUnitsPerByte * (div_up(workspace(l, own), kUnitsPerByte) - div_up(always, kUnitsPerByte));
+        ChoiceConstraint with = constraint;
+        with.rows.push_back(row);
+        problem.constraints.push_back(std::move(with));
     });
-    for (const auto& [layer, row] : rows) add_constraint(row);
+    problem.constraints.push_back(std::move(constraint));
 }
 
 void FreeSpace::add_params(ChoiceProblem& problem, std::size_t width) const {

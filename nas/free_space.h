@@ -2,7 +2,6 @@
 // it goes to a solver; a single plan is held against its limits in a walk over the layers.
 #pragma once
 
-#include <map>
 #include <optional>
 #include <vector>
 
@@ -58,9 +57,6 @@ class FreeSpace {
     void add_layers(const std::vector<int64_t>& own_widths);
     ChoiceProblem make_problem(std::size_t width) const;
     void add_memory(ChoiceProblem& problem, const MemoryLimit& limit, std::size_t width) const;
-    using MemoryByWidth = std::map<std::optional<int64_t>, LayerMemory>;  // by own width
-    void add_workspace(ChoiceProblem& problem, const ChoiceConstraint& others, int64_t outer,
-                       const MemoryByWidth& memory) const;
     void add_params(ChoiceProblem& problem, std::size_t width) const;
     void add_latency(ChoiceProblem& problem, std::size_t width) const;
     void add_counts(ChoiceProblem& problem, std::size_t width) const;

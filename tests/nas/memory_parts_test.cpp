@@ -1,6 +1,7 @@
 // The parts of the memory model against hand-derived figures, real files, and this program's own wiring.
 #include <filesystem>
 
+#include "nas/free_space.h"
 #include "nas/memory_model.h"
 #include "runtime/hybrid_model.h"
 #include "runtime/safetensors.h"
@@ -201,4 +202,41 @@ TEST_CASE("a workload's additions come back from JSON and are left out where the
     Json wrong = json;
     wrong["kv"] = "int4";  // group scales are of weights
     CHECK_THROWS_WITH(read_workload(ObjectReader(wrong, "workload")), Contains("int4"));
+}
+
+TEST_CASE("the free space weighs the workspace of the layers that a student keeps") {
+    testing::Random random(7);
+    const Architecture teacher = architecture_of("M-*M-", 96);
+    ScoreTable scores = testing::random_scores(random, teacher);
+    for (LayerScore& layer : scores.layers) layer.loss_delta = 0.125;
+    scores.layers[2].loss_delta = std::nullopt;  // always kept: its workspace is always there
+    scores.ffn_width_curve = {{.ffn_width = 40, .loss_delta = 0.25, .kl = {}}};
+    const Surrogate surrogate = make_surrogate(scores, Objective::loss_delta);
+    SearchOptions options;
+    options.workload.context = 64;
+    options.workload.weights = ElementType::nvfp4;
+    options.workload.prefill_chunk = 64;
+    options.fits = {{.context = 16, .batch = 3}};
+    const int64_t total = memory_of(teacher, options.workload).total();
+    int64_t within = 0, beyond = 0;
+    for (const int64_t percent : {40, 60, 75, 90}) {
+        options.mem_budget = total * percent / 100;
+        const FreeSpace space(teacher, surrogate, options);
+        for (unsigned mask = 0; mask < 32; ++mask)
+            for (const std::optional<int64_t> width :
+                 {std::optional<int64_t>(), std::optional<int64_t>(40)}) {
+                StudentPlan plan;
+                for (int64_t layer = 0; layer < 5; ++layer)
+                    if (mask >> layer & 1) plan.drop.push_back(layer);
+                plan.ffn_width = width;
+                if (plan.drops(2) || (width && plan.drops(1) && plan.drops(4))) continue;
+                bool fits = true;
+                for (const MemoryLimit& limit : memory_limits(options))
+                    fits = fits && memory_of(teacher, plan, limit.workload).total() <= limit.bytes;
+                CHECK(space.fits(plan) == fits);
+                ++(fits ? within : beyond);
+            }
+    }
+    CHECK(within > 10);
+    CHECK(beyond > 10);
 }

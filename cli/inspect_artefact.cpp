@@ -183,6 +183,21 @@ int64_t knee_of(const std::vector<nas::FrontierPoint>& frontier) {
     return knee;
 }
 
+namespace {
+
+// "optimal for the predictor with pairs (cbc, 3.2 s)": what is proven of the best predicted student.
+std::string proof_text(const nas::SearchResult& result) {
+    const std::string predictor =
+        result.predictor == nas::Predictor::pairs ? "the predictor with pairs" : "the additive predictor";
+    const std::string by =
+        result.seconds ? fmt::format("{}, {:.1f} s", result.solver, *result.seconds) : result.solver;
+    if (result.proven) return fmt::format("optimal for {} ({})", predictor, by);
+    return fmt::format("not proven best for {}: another may be predicted {:.6f} lower at most ({})",
+                       predictor, result.gap, by);
+}
+
+}  // namespace
+
 std::string search_summary(const nas::SearchResult& result) {
     const nas::Candidate& best = nas::find_candidate(result, "");
     std::string text = fmt::format(
@@ -193,6 +208,14 @@ std::string search_summary(const nas::SearchResult& result) {
     text += fmt::format("best {}: {} parameters, {} bytes ({}), {}\ndrops {}\n\n", best.id, best.params,
                         best.memory.total(), format_bytes(best.memory.total()), best.pattern,
                         fmt::join(best.plan.drop, ", "));
+    text += fmt::format("{} is {}\n\n", result.candidates.front().id, proof_text(result));
+    for (std::size_t i = 0; i < result.constraints.size(); ++i) {
+        const nas::Constraint& at = result.constraints[i];
+        text += fmt::format("context {}, batch {}: {} of at most {} bytes ({}); the teacher takes {}\n",
+                            at.context, at.batch, best.fit_totals[i], at.bytes,
+                            format_bytes(best.fit_totals[i]), at.total);
+    }
+    if (!result.constraints.empty()) text += "\n";
     return text + candidate_table(result) + "\n" + frontier_table(result.frontier);
 }
 

@@ -6,6 +6,7 @@
 #include <filesystem>
 
 #include "cli/commands.h"
+#include "cli/fits.h"
 #include "cli/inspect.h"
 #include "cli/model_loading.h"
 #include "cli/opened_model.h"
@@ -34,6 +35,12 @@ void apply_budgets(const SearchCommand& command, const Architecture& teacher, co
         context.console.note(describe_budget("budget", *command.max_params, AmountOf::parameters, total));
     }
     context.console.note("workload: " + describe(options.workload));
+    options.fits = fits_of(command.fits, teacher, options.workload);
+    for (const nas::Fit& fit : options.fits) {
+        const int64_t total = nas::memory_of(teacher, nas::workload_at(options.workload, fit)).total();
+        context.console.note(fmt::format("fits context {}, batch {}: {} bytes at most, the teacher takes {}",
+                                         fit.context, fit.batch, nas::budget_of(options, fit), total));
+    }
 }
 
 nas::SearchOptions search_options(const SearchCommand& command, const ModelOrArch& teacher,
@@ -46,6 +53,7 @@ nas::SearchOptions search_options(const SearchCommand& command, const ModelOrArc
     options.ffn_layers.values = command.ffn_layers;
     options.attention_layers.values = command.attention_layers;
     options.ffn_width.values = command.ffn_width;
+    command.students.apply(options);
     options.all = command.all;
     options.measure = command.measure;
     options.select_by = command.select_by;
@@ -92,7 +100,8 @@ nas::Measurer make_measurer(const MeasuringBench& bench, const Architecture& arc
 void check_options(const SearchCommand& command) {
     require_option(command, "scores", !command.scores.empty());
     require_option(command, "out", !command.out.empty());
-    if (!command.mem_budget && !command.max_params) fail_usage("search needs --mem-budget or --max-params");
+    if (!command.mem_budget && !command.max_params && command.fits.empty())
+        fail_usage("search needs --mem-budget, --fits or --max-params");
     if (!command.data.empty() && command.model.empty())
         fail_usage("--data needs --model: only weights can be measured");
     check_distinct(command.out, {command.model, command.scores});
@@ -123,10 +132,13 @@ OptionTable SearchCommand::options() {
     table.amount("mem-budget", AmountOf::bytes, mem_budget, "the student's deployment memory at most");
     table.amount("max-params", AmountOf::parameters, max_params, "the student's parameters at most");
     workload.add_to(table);
+    table.texts("fits", "CONTEXTxBATCH[:SIZE]...", fits,
+                "more workloads that the student must fit; SIZE is the --mem-budget by default");
     table.choices("mamba-layers", mamba_layers, "Mamba layers to keep");
     table.choices("ffn-layers", ffn_layers, "FFN layers to keep");
     table.choices("attention-layers", attention_layers, "attention layers to keep");
     table.choices("ffn-width", ffn_width, "common FFN width (also A..B:STEP)");
+    students.add_to(table);
     table.word("objective", {"loss_delta", "kl", "hidden_mse", "logit_nmse", "one_minus_cosine"}, objective,
                "what the prediction adds up; loss_delta where the scores have it");
     table.flag("all", all, "keep every maximal candidate, not the 100 best");

@@ -22,10 +22,17 @@ struct Choices {
 enum class Predictor { automatic, additive, pairs };  // automatic: pairs where the scores have them
 std::string_view name(Predictor predictor);
 
+// One more workload that a student must fit. All but context and batch is as in SearchOptions::workload.
+struct Fit {
+    int64_t context = 8192, batch = 1;
+    int64_t bytes = -1;  // at most; -1: the mem_budget
+};
+
 struct SearchOptions {
     int64_t mem_budget = -1;  // bytes; -1: none
     std::optional<int64_t> max_params;
     Workload workload;
+    std::vector<Fit> fits;               // besides `workload`
     std::optional<Objective> objective;  // default_objective(scores)
     Choices mamba_layers, ffn_layers, attention_layers, ffn_width;
     std::vector<int64_t> keep, drop;  // layers of the teacher that every student keeps, or drops
@@ -38,6 +45,10 @@ struct SearchOptions {
     int64_t measure = 32;            // candidates measured when a Measurer is given
     std::string select_by = "loss";  // loss|kl|accuracy|agreement
 };
+
+// A fit's workload, and its bytes at most. Error usage where neither it nor the search names a budget.
+Workload workload_at(const Workload& workload, const Fit& fit);
+int64_t budget_of(const SearchOptions& options, const Fit& fit);
 
 struct Predicted {
     double value = 0;
@@ -57,9 +68,16 @@ struct Candidate {
     std::string pattern;
     int64_t mamba = 0, ffn = 0, attention = 0, ffn_width = 0, params = 0;
     Memory memory;
+    std::vector<int64_t> fit_totals;  // bytes at each of SearchResult::constraints
     Predicted predicted;
     std::optional<Measured> measured;
     bool pareto_predicted = false, pareto_measured = false;
+};
+// A workload of SearchOptions::fits as it was searched for.
+struct Constraint {
+    int64_t context = 0, batch = 0;
+    int64_t bytes = 0;  // at most
+    int64_t total = 0;  // that the teacher takes
 };
 struct FrontierPoint {
     int64_t total = 0;  // bytes
@@ -76,6 +94,7 @@ struct SearchResult {
     int64_t budget_bytes = -1;
     std::optional<int64_t> max_params;
     Workload workload;
+    std::vector<Constraint> constraints;  // one a fit
     std::string teacher_pattern;
     int64_t teacher_params = 0;
     Memory teacher_memory;
@@ -83,6 +102,11 @@ struct SearchResult {
     std::string best;
     std::vector<FrontierPoint> frontier;  // exact Pareto set (total, value) over all budgets, ascending total
     double bound = 0, gap = 0;
+    // Of the proof: whether no student of the space is predicted better; else time ran out, at `gap`.
+    bool proven = true;
+    Predictor predictor = Predictor::additive;
+    std::string solver = "enumeration";
+    std::optional<double> seconds;           // of a solver that is not enumeration
     int64_t compositions = 0;                // considered
     std::optional<double> rank_correlation;  // Spearman, predicted against measured
 };

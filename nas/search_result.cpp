@@ -21,7 +21,7 @@ Json predicted_json(const Predicted& predicted) {
             {"terms",
              {{"base", number_or_null(predicted.base)},
               {"layers", number_or_null(predicted.layers)},
-              {"pairs", nullptr},
+              {"pairs", number_or_null(predicted.pairs)},
               {"width_term", number_or_null(predicted.width_term)}}}};
 }
 
@@ -39,9 +39,16 @@ Json candidate_json(const Candidate& candidate) {
                  {"pattern", candidate.pattern},
                  {"drop", candidate.plan.drop},
                  {"ffn_width", width_json(candidate.ffn_width)}};
+    if (!candidate.plan.ffn_widths.empty()) {
+        Json& widths = json["ffn_widths"] = Json::object();
+        for (const auto& [layer, width] : candidate.plan.ffn_widths) widths[std::to_string(layer)] = width;
+    }
+    if (candidate.plan.mamba_heads_per_group)
+        json["mamba_heads_per_group"] = *candidate.plan.mamba_heads_per_group;
     json["counts"] = {{"mamba", candidate.mamba}, {"ffn", candidate.ffn}, {"attention", candidate.attention}};
     json["params"] = candidate.params;
     json["memory"] = to_json(candidate.memory);
+    if (!candidate.fit_totals.empty()) json["fits"] = candidate.fit_totals;
     json["predicted"] = predicted_json(candidate.predicted);
     json["measured"] = measured_json(candidate.measured);
     json["pareto_predicted"] = candidate.pareto_predicted;
@@ -56,7 +63,7 @@ Predicted read_predicted(ObjectReader reader) {
     ObjectReader terms = reader.object("terms");
     predicted.base = terms.optional_number("base");
     predicted.layers = terms.optional_number("layers");
-    terms.ignore("pairs");
+    predicted.pairs = terms.optional_number("pairs");
     predicted.width_term = terms.optional_number("width_term");
     terms.finish();
     reader.finish();
@@ -74,13 +81,33 @@ Measured read_measured(ObjectReader reader) {
     return measured;
 }
 
+// {"3": 512}: FFN widths of single layers.
+std::map<int64_t, int64_t> read_widths(ObjectReader& reader) {
+    std::map<int64_t, int64_t> widths;
+    const Json* value = reader.optional("ffn_widths");
+    if (value == nullptr) return widths;
+    for (const auto& [key, width] : value->items()) {
+        const bool digits =
+            !key.empty() && key.size() < 10 && key.find_first_not_of("0123456789") == key.npos;
+        if (!digits || !width.is_number_integer())
+            reader.fail(fmt::format("ffn_widths: found \"{}\": {}, expected a layer and its width", key,
+                                    width.dump()));
+        widths[std::stoll(key)] = width.get<int64_t>();
+    }
+    return widths;
+}
+
 Candidate read_candidate(ObjectReader reader) {
     Candidate candidate;
     candidate.id = reader.text("id");
     candidate.pattern = reader.text("pattern");
     candidate.plan.drop = reader.integers("drop");
     candidate.ffn_width = reader.integer("ffn_width", 0);
-    if (candidate.ffn_width != 0) candidate.plan.ffn_width = candidate.ffn_width;
+    candidate.plan.ffn_widths = read_widths(reader);
+    if (candidate.ffn_width != 0 && candidate.plan.ffn_widths.empty())
+        candidate.plan.ffn_width = candidate.ffn_width;
+    if (reader.optional("mamba_heads_per_group"))
+        candidate.plan.mamba_heads_per_group = reader.integer("mamba_heads_per_group");
     ObjectReader counts = reader.object("counts");
     candidate.mamba = counts.integer("mamba");
     candidate.ffn = counts.integer("ffn");
@@ -88,12 +115,30 @@ Candidate read_candidate(ObjectReader reader) {
     counts.finish();
     candidate.params = reader.integer("params");
     candidate.memory = read_memory(reader.object("memory"));
+    if (reader.optional("fits")) candidate.fit_totals = reader.integers("fits");
     candidate.predicted = read_predicted(reader.object("predicted"));
     if (reader.optional("measured")) candidate.measured = read_measured(reader.object("measured"));
     candidate.pareto_predicted = reader.boolean("pareto_predicted", false);
     candidate.pareto_measured = reader.boolean("pareto_measured", false);
     reader.finish();
     return candidate;
+}
+
+Json constraint_json(const Constraint& constraint) {
+    return {{"context", constraint.context},
+            {"batch", constraint.batch},
+            {"bytes", constraint.bytes},
+            {"total", constraint.total}};
+}
+
+Constraint read_constraint(ObjectReader reader) {
+    Constraint constraint;
+    constraint.context = reader.integer("context");
+    constraint.batch = reader.integer("batch");
+    constraint.bytes = reader.integer("bytes");
+    constraint.total = reader.integer("total");
+    reader.finish();
+    return constraint;
 }
 
 FrontierPoint read_frontier_point(ObjectReader reader) {
@@ -118,11 +163,32 @@ void read_head(ObjectReader& reader, SearchResult& result) {
     if (budget.optional("max_params")) result.max_params = budget.integer("max_params");
     budget.finish();
     result.workload = read_workload(reader.object("workload"));
+    if (reader.optional("constraints"))
+        reader.each("constraints", [&](ObjectReader constraint) {
+            result.constraints.push_back(read_constraint(constraint));
+        });
     ObjectReader teacher = reader.object("teacher");
     result.teacher_pattern = teacher.text("pattern");
     result.teacher_params = teacher.integer("params");
     result.teacher_memory = read_memory(teacher.object("memory"));
     teacher.finish();
+}
+
+// Predictor, solver and seconds are missing in files of before there was a choice.
+void read_proof(ObjectReader proof, SearchResult& result) {
+    const std::string status = proof.text("status");
+    if (status != "optimal_for_predictor" && status != "bounded")
+        proof.fail(fmt::format("status: found \"{}\", expected optimal_for_predictor or bounded", status));
+    result.proven = status == "optimal_for_predictor";
+    result.bound = proof.number("bound");
+    result.gap = proof.number("gap");
+    const std::string predictor = proof.text("predictor", "additive");
+    if (predictor != "additive" && predictor != "pairs")
+        proof.fail(fmt::format("predictor: found \"{}\", expected additive or pairs", predictor));
+    result.predictor = predictor == "pairs" ? Predictor::pairs : Predictor::additive;
+    result.solver = proof.text("solver", "enumeration");
+    result.seconds = proof.optional_number("seconds");
+    proof.finish();
 }
 
 }  // namespace
@@ -135,6 +201,8 @@ std::string search_json(const SearchResult& result) {
     json["budget"] = {{"bytes", result.budget_bytes < 0 ? Json(nullptr) : Json(result.budget_bytes)},
                       {"max_params", result.max_params ? Json(*result.max_params) : Json(nullptr)}};
     json["workload"] = to_json(result.workload);
+    for (const Constraint& constraint : result.constraints)
+        json["constraints"].push_back(constraint_json(constraint));
     json["teacher"] = {{"pattern", result.teacher_pattern},
                        {"params", result.teacher_params},
                        {"memory", to_json(result.teacher_memory)}};
@@ -148,7 +216,12 @@ std::string search_json(const SearchResult& result) {
                                     {"value", point.value},
                                     {"drop", point.drop},
                                     {"ffn_width", width_json(point.ffn_width)}});
-    json["proof"] = {{"status", "optimal_for_predictor"}, {"bound", result.bound}, {"gap", result.gap}};
+    json["proof"] = {{"status", result.proven ? "optimal_for_predictor" : "bounded"},
+                     {"bound", result.bound},
+                     {"gap", result.gap},
+                     {"predictor", name(result.predictor)},
+                     {"solver", result.solver},
+                     {"seconds", number_or_null(result.seconds)}};
     json["compositions"] = result.compositions;
     json["rank_correlation"] = number_or_null(result.rank_correlation);
     return pretty(json);
@@ -164,14 +237,14 @@ SearchResult read_search(const std::filesystem::path& path) {
     result.best = reader.text("best");
     reader.each("frontier",
                 [&](ObjectReader point) { result.frontier.push_back(read_frontier_point(point)); });
-    ObjectReader proof = reader.object("proof");
-    if (proof.text("status") != "optimal_for_predictor") proof.fail("status: expected optimal_for_predictor");
-    result.bound = proof.number("bound");
-    result.gap = proof.number("gap");
-    proof.finish();
+    read_proof(reader.object("proof"), result);
     result.compositions = reader.integer("compositions", 0);
     result.rank_correlation = reader.optional_number("rank_correlation");
     reader.finish();
+    for (const Candidate& candidate : result.candidates)
+        if (candidate.fit_totals.size() != result.constraints.size())
+            reader.fail(fmt::format("candidate {} has {} totals in fits, expected {}, one a constraint",
+                                    candidate.id, candidate.fit_totals.size(), result.constraints.size()));
     const bool has_best =
         std::any_of(result.candidates.begin(), result.candidates.end(),
                     [&](const Candidate& candidate) { return candidate.id == result.best; });

@@ -18,7 +18,7 @@ Student student_at(const Space& space, const Point& point) {
 }
 
 bool fits(const Space& space, const Limits& limits, const std::optional<Point>& point) {
-    return point && limits.allow(space.memory(*point).total(), space.params(*point));
+    return point && space.within(limits, *point);
 }
 
 bool is_maximal(const Space& space, const Limits& limits, const Point& point) {
@@ -29,6 +29,10 @@ bool is_maximal(const Space& space, const Limits& limits, const Point& point) {
 
 }  // namespace
 
+StudentPlan plan_of(const Space& space, const Student& student) {
+    return student.free ? *student.free : space.plan(student.point);
+}
+
 bool better(const Student& a, const Student& b) {
     return std::tie(a.value, a.total, a.point) < std::tie(b.value, b.total, b.point);
 }
@@ -37,6 +41,18 @@ bool on_frontier(const Solution& solution, const Student& student) {
     const auto at = std::lower_bound(solution.frontier.begin(), solution.frontier.end(), student.total,
                                      [](const Student& point, int64_t total) { return point.total < total; });
     return at != solution.frontier.end() && at->total == student.total && at->value == student.value;
+}
+
+void add_free(Solution& solution, Student student) {
+    if (!solution.optimum || student.value < solution.optimum->value) solution.optimum = student;
+    solution.maximal.insert(
+        std::lower_bound(solution.maximal.begin(), solution.maximal.end(), student, better), student);
+    std::vector<Student> all = solution.frontier;
+    all.push_back(std::move(student));
+    std::vector<TradeOff> trade_offs;
+    for (const Student& each : all) trade_offs.push_back({.total = each.total, .value = each.value});
+    solution.frontier.clear();
+    for (const std::size_t i : pareto_set(trade_offs)) solution.frontier.push_back(all[i]);
 }
 
 Solution solve(const Space& space, const Limits& limits) {
@@ -50,7 +66,7 @@ Solution solve(const Space& space, const Limits& limits) {
         trade_offs.push_back({.total = student.total, .value = student.value});
         solution.smallest_total = std::min(solution.smallest_total, student.total);
         solution.smallest_params = std::min(solution.smallest_params, student.params);
-        if (!limits.allow(student.total, student.params)) return;
+        if (!space.within(limits, point)) return;
         if (!solution.optimum || better(student, *solution.optimum)) solution.optimum = student;
         if (is_maximal(space, limits, point)) solution.maximal.push_back(student);
     });

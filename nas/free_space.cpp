@@ -296,6 +296,19 @@ std::optional<Assignment> FreeSpace::assignment_at(std::size_t width, const Stud
     return assignment;
 }
 
+bool FreeSpace::alike() const {
+    for (const ChoiceProblem& problem : problems_)
+        for (const LayerType type : kLayerTypes) {
+            const Choice* first = nullptr;  // what keeps a layer
+            for (std::size_t l = 0; l < meanings_.size(); ++l) {
+                if (type_of(teacher_.layers[l]) != type || meanings_[l].size() < 2) continue;
+                if (first != nullptr && first->weights != problem.items[l].front().weights) return false;
+                first = &problem.items[l].front();
+            }
+        }
+    return true;
+}
+
 bool FreeSpace::fits(const StudentPlan& plan) const {
     const std::optional<Place> found = place(plan);
     return found && satisfies(problems_[found->width], found->assignment);

@@ -96,7 +96,7 @@ struct SearchCommand : Command {
     std::vector<int64_t> mamba_layers, ffn_layers, attention_layers, ffn_width;
     bool all = false;
     std::vector<std::string> data;
-    int64_t measure = 32, weight_memory = 0;
+    int64_t measure = 32, rounds = 6, weight_memory = 0;
     WindowOptions windows;
 
     const char* name() const override { return "search"; }

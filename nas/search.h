@@ -35,7 +35,8 @@ struct SearchOptions {
     Predictor predictor = Predictor::automatic;
     double solve_seconds = 60;       // at most, for students that enumeration does not reach
     bool all = false;                // keep every maximal candidate, not the 100 best
-    int64_t measure = 32;            // candidates measured when a Measurer is given
+    int64_t measure = 32;            // students measured when a Measurer is given, at most
+    int64_t rounds = 6;              // in which they are measured, at most
     std::string select_by = "loss";  // loss|kl|accuracy|agreement
 };
 
@@ -46,6 +47,8 @@ struct Predicted {
     // Of the prediction with interactions (nas/interactions.h): sums over pairs, and what larger removals
     // add.
     std::optional<double> pairs, correction;
+    // The measured cost (select_by; less is better) as what was measured in earlier rounds foretold it.
+    std::optional<double> fitted;
 };
 struct Measured {
     double loss = 0, kl = 0, next_token_accuracy = 0, top1_agreement = 0;
@@ -59,6 +62,7 @@ struct Candidate {
     Memory memory;
     Predicted predicted;
     std::optional<Measured> measured;
+    std::optional<int64_t> round;  // that measured it, from 1
     bool pareto_predicted = false, pareto_measured = false;
 };
 struct FrontierPoint {
@@ -66,6 +70,15 @@ struct FrontierPoint {
     double value = 0;
     std::vector<int64_t> drop;
     int64_t ffn_width = 0;
+};
+
+// One round of measuring (nas/funnel.h).
+struct SearchRound {
+    int64_t measured = 0, fresh = 0;  // students so far; of this round
+    std::string best;                 // candidate that costs least so far
+    double best_cost = 0;             // by select_by; less is better
+    // Spearman of this round's students: foretold before they were measured, against measured.
+    std::optional<double> rank_correlation;
 };
 
 struct SearchResult {
@@ -81,13 +94,15 @@ struct SearchResult {
     Memory teacher_memory;
     std::vector<Candidate> candidates;  // by predicted value
     std::string best;
+    std::vector<std::string> finalists;  // measured: the best first, one of them a different student
+    std::vector<SearchRound> rounds;
     std::vector<FrontierPoint> frontier;  // exact Pareto set (total, value) over all budgets, ascending total
     double bound = 0, gap = 0;
     int64_t compositions = 0;                // considered
     std::optional<double> rank_correlation;  // Spearman, predicted against measured
 };
 
-// Measures plans on data; the caller binds model and corpus (runtime/variant_sweep.h).
+// Measures plans on data, an empty one being the teacher; the caller binds model and corpus (runtime/variant_sweep.h).
 using Measurer = std::function<std::vector<Measured>(const std::vector<StudentPlan>&)>;
 
 // Error infeasible names the smallest reachable total and what would shrink it; usage where options

@@ -21,8 +21,10 @@ Json predicted_json(const Predicted& predicted) {
             {"terms",
              {{"base", number_or_null(predicted.base)},
               {"layers", number_or_null(predicted.layers)},
-              {"pairs", nullptr},
-              {"width_term", number_or_null(predicted.width_term)}}}};
+              {"pairs", number_or_null(predicted.pairs)},
+              {"correction", number_or_null(predicted.correction)},
+              {"width_term", number_or_null(predicted.width_term)},
+              {"fitted", number_or_null(predicted.fitted)}}}};
 }
 
 Json measured_json(const std::optional<Measured>& measured) {
@@ -44,6 +46,7 @@ Json candidate_json(const Candidate& candidate) {
     json["memory"] = to_json(candidate.memory);
     json["predicted"] = predicted_json(candidate.predicted);
     json["measured"] = measured_json(candidate.measured);
+    json["round"] = candidate.round ? Json(*candidate.round) : Json(nullptr);
     json["pareto_predicted"] = candidate.pareto_predicted;
     json["pareto_measured"] = candidate.pareto_measured;
     return json;
@@ -56,8 +59,10 @@ Predicted read_predicted(ObjectReader reader) {
     ObjectReader terms = reader.object("terms");
     predicted.base = terms.optional_number("base");
     predicted.layers = terms.optional_number("layers");
-    terms.ignore("pairs");
+    predicted.pairs = terms.optional_number("pairs");
+    predicted.correction = terms.optional_number("correction");
     predicted.width_term = terms.optional_number("width_term");
+    predicted.fitted = terms.optional_number("fitted");
     terms.finish();
     reader.finish();
     return predicted;
@@ -90,6 +95,7 @@ Candidate read_candidate(ObjectReader reader) {
     candidate.memory = read_memory(reader.object("memory"));
     candidate.predicted = read_predicted(reader.object("predicted"));
     if (reader.optional("measured")) candidate.measured = read_measured(reader.object("measured"));
+    if (reader.optional("round")) candidate.round = reader.integer("round");
     candidate.pareto_predicted = reader.boolean("pareto_predicted", false);
     candidate.pareto_measured = reader.boolean("pareto_measured", false);
     reader.finish();
@@ -104,6 +110,17 @@ FrontierPoint read_frontier_point(ObjectReader reader) {
     point.ffn_width = reader.integer("ffn_width", 0);
     reader.finish();
     return point;
+}
+
+SearchRound read_round(ObjectReader reader) {
+    SearchRound round;
+    round.measured = reader.integer("measured");
+    round.fresh = reader.integer("new");
+    round.best = reader.text("best");
+    round.best_cost = reader.number("best_cost");
+    round.rank_correlation = reader.optional_number("rank_correlation");
+    reader.finish();
+    return round;
 }
 
 void read_head(ObjectReader& reader, SearchResult& result) {
@@ -142,6 +159,14 @@ std::string search_json(const SearchResult& result) {
     for (const Candidate& candidate : result.candidates)
         json["candidates"].push_back(candidate_json(candidate));
     json["best"] = result.best;
+    json["finalists"] = result.finalists;
+    json["rounds"] = Json::array();
+    for (const SearchRound& round : result.rounds)
+        json["rounds"].push_back({{"measured", round.measured},
+                                  {"new", round.fresh},
+                                  {"best", round.best},
+                                  {"best_cost", round.best_cost},
+                                  {"rank_correlation", number_or_null(round.rank_correlation)}});
     json["frontier"] = Json::array();
     for (const FrontierPoint& point : result.frontier)
         json["frontier"].push_back({{"total", point.total},
@@ -162,6 +187,13 @@ SearchResult read_search(const std::filesystem::path& path) {
     reader.each("candidates",
                 [&](ObjectReader candidate) { result.candidates.push_back(read_candidate(candidate)); });
     result.best = reader.text("best");
+    if (const Json* finalists = reader.optional("finalists"))
+        for (const Json& id : *finalists) {
+            if (!id.is_string()) reader.fail("finalists: expected candidates' ids");
+            result.finalists.push_back(id.get<std::string>());
+        }
+    if (reader.optional("rounds"))
+        reader.each("rounds", [&](ObjectReader round) { result.rounds.push_back(read_round(round)); });
     reader.each("frontier",
                 [&](ObjectReader point) { result.frontier.push_back(read_frontier_point(point)); });
     ObjectReader proof = reader.object("proof");

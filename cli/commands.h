@@ -93,6 +93,7 @@ struct SearchCommand : Command {
     std::string model, arch, scores, out, objective, select_by = "loss";
     std::optional<Amount> mem_budget, max_params;
     WorkloadOptions workload;
+    std::vector<std::string> fits;
     std::vector<int64_t> mamba_layers, ffn_layers, attention_layers, ffn_width;
     bool all = false;
     std::vector<std::string> data;

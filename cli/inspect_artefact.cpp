@@ -193,6 +193,13 @@ std::string search_summary(const nas::SearchResult& result) {
     text += fmt::format("best {}: {} parameters, {} bytes ({}), {}\ndrops {}\n\n", best.id, best.params,
                         best.memory.total(), format_bytes(best.memory.total()), best.pattern,
                         fmt::join(best.plan.drop, ", "));
+    for (std::size_t i = 0; i < result.constraints.size(); ++i) {
+        const nas::Constraint& at = result.constraints[i];
+        text += fmt::format("context {}, batch {}: {} of at most {} bytes ({}); the teacher takes {}\n",
+                            at.context, at.batch, best.fit_totals[i], at.bytes,
+                            format_bytes(best.fit_totals[i]), at.total);
+    }
+    if (!result.constraints.empty()) text += "\n";
     return text + candidate_table(result) + "\n" + frontier_table(result.frontier);
 }
 

@@ -6,6 +6,7 @@
 #include <filesystem>
 
 #include "cli/commands.h"
+#include "cli/fits.h"
 #include "cli/inspect.h"
 #include "cli/model_loading.h"
 #include "cli/opened_model.h"
@@ -34,6 +35,12 @@ void apply_budgets(const SearchCommand& command, const Architecture& teacher, co
         context.console.note(describe_budget("budget", *command.max_params, AmountOf::parameters, total));
     }
     context.console.note("workload: " + describe(options.workload));
+    options.fits = fits_of(command.fits, teacher, options.workload);
+    for (const nas::Fit& fit : options.fits) {
+        const int64_t total = nas::memory_of(teacher, nas::workload_at(options.workload, fit)).total();
+        context.console.note(fmt::format("fits context {}, batch {}: {} bytes at most, the teacher takes {}",
+                                         fit.context, fit.batch, nas::budget_of(options, fit), total));
+    }
 }
 
 nas::SearchOptions search_options(const SearchCommand& command, const ModelOrArch& teacher,
@@ -74,16 +81,18 @@ std::unique_ptr<MeasuringBench> open_bench(const SearchCommand& command, const C
 
 // What one sweep saves: students that share their first layers share the work.
 void print_saving(Console& console, int64_t round, std::size_t students, const SweepResult& sweep) {
-    console.note(fmt::format("round {}: {} students in one sweep, {:.3f} of the arithmetic of separate passes",
-                             round, students, sweep.multiply_adds / sweep.separate_multiply_adds));
+    console.note(
+        fmt::format("round {}: {} students in one sweep, {:.3f} of the arithmetic of separate passes", round,
+                    students, sweep.multiply_adds / sweep.separate_multiply_adds));
 }
 
 nas::Measurer make_measurer(const MeasuringBench& bench, const Architecture& architecture,
                             const WidthScores* widths, const Context& context) {
     return [&bench, &architecture, widths, &context,
             round = int64_t{0}](const std::vector<StudentPlan>& plans) mutable {
-        const SweepResult sweep = minipuzzle::sweep(*bench.backend, architecture, bench.model->weights(),
-                                                    plans, widths, bench.corpus, bench.windows, context.control);
+        const SweepResult sweep =
+            minipuzzle::sweep(*bench.backend, architecture, bench.model->weights(), plans, widths,
+                              bench.corpus, bench.windows, context.control);
         print_saving(context.console, ++round, plans.size(), sweep);
         std::vector<nas::Measured> measured;
         int64_t tokens = 0;
@@ -101,7 +110,8 @@ nas::Measurer make_measurer(const MeasuringBench& bench, const Architecture& arc
 void check_options(const SearchCommand& command) {
     require_option(command, "scores", !command.scores.empty());
     require_option(command, "out", !command.out.empty());
-    if (!command.mem_budget && !command.max_params) fail_usage("search needs --mem-budget or --max-params");
+    if (!command.mem_budget && !command.max_params && command.fits.empty())
+        fail_usage("search needs --mem-budget, --fits or --max-params");
     if (!command.data.empty() && command.model.empty())
         fail_usage("--data needs --model: only weights can be measured");
     check_distinct(command.out, {command.model, command.scores});
@@ -132,6 +142,8 @@ OptionTable SearchCommand::options() {
     table.amount("mem-budget", AmountOf::bytes, mem_budget, "the student's deployment memory at most");
     table.amount("max-params", AmountOf::parameters, max_params, "the student's parameters at most");
     workload.add_to(table);
+    table.texts("fits", "CONTEXTxBATCH[:SIZE]...", fits,
+                "more workloads that the student must fit; SIZE is the --mem-budget by default");
     table.choices("mamba-layers", mamba_layers, "Mamba layers to keep");
     table.choices("ffn-layers", ffn_layers, "FFN layers to keep");
     table.choices("attention-layers", attention_layers, "attention layers to keep");

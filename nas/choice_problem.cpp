@@ -23,9 +23,7 @@ int64_t amount_of(const ChoiceProblem& problem, const ChoiceConstraint& constrai
         int64_t sum = problem.fixed[row];
         for (std::size_t item = 0; item < assignment.size(); ++item)
             sum += problem.items[item][assignment[item]].weights[row];
-        // Rounded up, below zero too.
-        const int64_t quotient = sum / constraint.divisor;
-        amount += quotient + (sum % constraint.divisor > 0 ? 1 : 0);
+        amount += quotient(sum, constraint.divisor);
     }
     return amount;
 }

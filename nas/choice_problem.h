@@ -42,6 +42,8 @@ using Assignment = std::vector<std::size_t>;
 
 // The sum of costs, added in the order constant, items, pairs.
 double cost_of(const ChoiceProblem& problem, const Assignment& assignment);
+// Rounded up; below zero too.
+inline int64_t quotient(int64_t row, int64_t divisor) { return row / divisor + (row % divisor > 0 ? 1 : 0); }
 // The sum of the quotients that a constraint bounds.
 int64_t amount_of(const ChoiceProblem& problem, const ChoiceConstraint& constraint,
                   const Assignment& assignment);

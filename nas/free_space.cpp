@@ -32,6 +32,8 @@ std::size_t add_row(ChoiceProblem& problem, int64_t fixed) {
 std::vector<MemoryLimit> memory_limits(const SearchOptions& options) {
     std::vector<MemoryLimit> limits;
     if (options.mem_budget >= 0) limits.push_back({options.workload, options.mem_budget});
+    for (const Fit& fit : options.fits)
+        limits.push_back({workload_at(options.workload, fit), budget_of(options, fit)});
     return limits;
 }
 

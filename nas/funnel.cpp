@@ -25,13 +25,13 @@ constexpr SelectByName kSelectBy[] = {{SelectBy::loss, "loss"},
                                       {SelectBy::accuracy, "accuracy"},
                                       {SelectBy::agreement, "agreement"}};
 
-constexpr std::size_t kStarts = 200;     // of which a round descends, best by the fit
-constexpr std::size_t kFromBest = 10;    // measured students that it descends from, too
-constexpr std::size_t kCentres = 16;     // students whose surroundings join the pool
-constexpr std::size_t kAround = 40;      // of each
-constexpr std::size_t kPool = 400;       // the best of all of them, from which a round takes
-constexpr double kCurious = 1;           // standard deviations that an unsure student is given in advance
-constexpr double kHopeful = 3;           // beyond which nothing better is expected
+constexpr std::size_t kStarts = 200;   // of which a round descends, best by the fit
+constexpr std::size_t kFromBest = 10;  // measured students that it descends from, too
+constexpr std::size_t kCentres = 16;   // students whose surroundings join the pool
+constexpr std::size_t kAround = 40;    // of each
+constexpr std::size_t kPool = 400;     // the best of all of them, from which a round takes
+constexpr double kCurious = 1;         // standard deviations that an unsure student is given in advance
+constexpr double kHopeful = 3;         // beyond which nothing better is expected
 constexpr std::size_t kFinalists = 5;
 constexpr double kDifferent = 0.2;
 
@@ -210,8 +210,8 @@ class Funnel {
     void choose_finalists() {
         const std::vector<std::size_t> order = best_measured(rises_.size());
         std::vector<std::size_t>& finalists = result_.finalists;
-        finalists.assign(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(
-                                                            std::min(order.size(), kFinalists)));
+        finalists.assign(order.begin(),
+                         order.begin() + static_cast<std::ptrdiff_t>(std::min(order.size(), kFinalists)));
         if (order.empty()) return;
         const auto differs = [&](std::size_t k) {
             return difference(result_.students[order[0]].plan, result_.students[k].plan) >= kDifferent;

@@ -1,5 +1,6 @@
-// The funnel: which students are measured. A budget of evaluations is spent in rounds. Before each, everything
-// measured so far is fitted (nas/rise_process.h) and the fit proposes new students, layer by layer.
+// The funnel: which students are measured. A budget of evaluations is spent in rounds. Before each,
+// everything measured so far is fitted (nas/rise_process.h) and the fit proposes new students, layer by
+// layer.
 #pragma once
 
 #include <optional>
@@ -34,13 +35,13 @@ struct FunnelProblem {
 struct FunnelStudent {
     StudentPlan plan;
     Measured measured;
-    int64_t round = 0;   // from 1
-    double fitted = 0;   // the cost as the fit predicted it before it was measured
+    int64_t round = 0;  // from 1
+    double fitted = 0;  // the cost as the fit predicted it before it was measured
 };
 
 struct FunnelRound {
-    int64_t measured = 0, fresh = 0;         // students so far, of this round
-    std::size_t best = 0;                    // index of the student that costs least so far
+    int64_t measured = 0, fresh = 0;  // students so far, of this round
+    std::size_t best = 0;             // index of the student that costs least so far
     double best_cost = 0;
     std::optional<double> rank_correlation;  // Spearman: `fitted` against measured, of this round's students
 };
@@ -48,7 +49,7 @@ struct FunnelRound {
 struct FunnelResult {
     std::vector<FunnelStudent> students;  // in the order measured
     std::vector<FunnelRound> rounds;
-    std::vector<std::size_t> finalists;   // best first, at most five; one of them is different (below)
+    std::vector<std::size_t> finalists;  // best first, at most five; one of them is different (below)
 };
 
 // Measures up to `measure` students in at most `rounds` calls of the measurer; the first call also holds the

@@ -74,8 +74,6 @@ void PolynomialPoint::move(int64_t layer, double by) {
 }
 
 // first = single + pair x + (triple x) x / 2, where second = pair + triple x.
-void PolynomialPoint::refresh() {
-    first_ = polynomial_.single + 0.5 * (polynomial_.pair + second_) * x_;
-}
+void PolynomialPoint::refresh() { first_ = polynomial_.single + 0.5 * (polynomial_.pair + second_) * x_; }
 
 }  // namespace minipuzzle::nas

@@ -12,8 +12,6 @@ namespace {
 // Of the polynomial: rounding must not walk in circles.
 constexpr double kLeastGain = 1e-10;
 
-int64_t rounded_up(int64_t row, int64_t divisor) { return row / divisor + (row % divisor > 0 ? 1 : 0); }
-
 struct Change {
     std::size_t layer = 0, choice = 0;
     double by = 0;  // of the layer's share
@@ -126,8 +124,7 @@ class Proposals::Walk {
             int64_t sum = rows_[row];
             for (const Change& change : changes) {
                 const std::vector<Choice>& item = problem_.items[change.layer];
-                sum += item[change.choice].weights[row] -
-                       item[place_.assignment[change.layer]].weights[row];
+                sum += item[change.choice].weights[row] - item[place_.assignment[change.layer]].weights[row];
             }
             return sum;
         };
@@ -135,7 +132,7 @@ class Proposals::Walk {
                            [&](const ChoiceConstraint& constraint) {
                                int64_t amount = 0;
                                for (const std::size_t row : constraint.rows)
-                                   amount += rounded_up(row_after(row), constraint.divisor);
+                                   amount += quotient(row_after(row), constraint.divisor);
                                return (!constraint.lower || amount >= *constraint.lower) &&
                                       (!constraint.upper || amount <= *constraint.upper);
                            });

@@ -15,11 +15,11 @@ class Proposals {
 
     // What a student takes out of each layer.
     Removal removal(const FreeSpace::Place& place) const;
-    // Takes the change of one or two layers that lowers the polynomial most, of those within the limits, for as
-    // long as there is one. `start` is within the limits.
+    // Takes the change of one or two layers that lowers the polynomial most, of those within the limits, for
+    // as long as there is one. `start` is within the limits.
     FreeSpace::Place descend(const LossPolynomial& polynomial, FreeSpace::Place start) const;
-    // The students one or two changes away from `from`, within the limits, that the polynomial likes best, each
-    // one with what it has room for put back; at most `count`.
+    // The students one or two changes away from `from`, within the limits, that the polynomial likes best,
+    // each one with what it has room for put back; at most `count`.
     std::vector<FreeSpace::Place> around(const LossPolynomial& polynomial, const FreeSpace::Place& from,
                                          std::size_t count) const;
 

@@ -140,8 +140,7 @@ Eigen::VectorXd RiseProcess::features(const ProcessPoint& point) const {
         row(kOfCount + static_cast<Eigen::Index>(type)) += mean_size * share;
         for (std::size_t n = 0; n < k; ++n) {
             const auto [i, other] = removal[n];
-            const Eigen::Index types =
-                type_pair(type, type_of(teacher_.layers[static_cast<std::size_t>(i)]));
+            const Eigen::Index types = type_pair(type, type_of(teacher_.layers[static_cast<std::size_t>(i)]));
             row(kNear + types) += near_(i, j) * share * other;
             row(kFar + types) += far_(i, j) * share * other;
         }
@@ -161,7 +160,8 @@ Eigen::VectorXd RiseProcess::scales(const Sizes& sizes) const {
 
 RiseProcess::Products RiseProcess::products(const std::vector<ProcessPoint>& a,
                                             const std::vector<ProcessPoint>& b) const {
-    const Eigen::Index rows = static_cast<Eigen::Index>(a.size()), columns = static_cast<Eigen::Index>(b.size());
+    const Eigen::Index rows = static_cast<Eigen::Index>(a.size()),
+                       columns = static_cast<Eigen::Index>(b.size());
     const bool same = &a == &b;
     Products result{Eigen::MatrixXd(rows, kFeatures), Eigen::MatrixXd(columns, kFeatures),
                     Eigen::MatrixXd(rows, columns), Eigen::MatrixXd(rows, columns)};
@@ -278,8 +278,7 @@ LossPolynomial RiseProcess::polynomial(std::optional<double> width_term) const {
                 own(removal[j].layer, removal[k].layer) += shares;
                 if (sizes_.triple == 0) continue;
                 const int64_t c = removal[k].layer, b = removal[j].layer;
-                double* const row =
-                    triples.data() + c * (c - 1) * (c - 2) / 6 + b * (b - 1) / 2;
+                double* const row = triples.data() + c * (c - 1) * (c - 2) / 6 + b * (b - 1) / 2;
                 for (std::size_t i = 0; i < j; ++i) row[removal[i].layer] += shares * removal[i].share;
             }
     }
@@ -287,10 +286,11 @@ LossPolynomial RiseProcess::polynomial(std::optional<double> width_term) const {
     const double mean_size = size_.cwiseMin(10 * median_above_zero(cost_)).mean();
     result.constant += width * shared(kOfWidth);
     for (int64_t i = 0; i < layers_; ++i) {
-        const Eigen::Index type = static_cast<Eigen::Index>(type_of(teacher_.layers[static_cast<std::size_t>(i)]));
-        result.single(i) += cost_(i) * (shared(0) + shared(kOfCost + type)) +
-                            mean_size * shared(kOfCount + type) +
-                            width * (ffn_share_(i) * shared(kOfWidth + 1) + cost_share_(i) * shared(kOfWidth + 2));
+        const Eigen::Index type =
+            static_cast<Eigen::Index>(type_of(teacher_.layers[static_cast<std::size_t>(i)]));
+        result.single(i) +=
+            cost_(i) * (shared(0) + shared(kOfCost + type)) + mean_size * shared(kOfCount + type) +
+            width * (ffn_share_(i) * shared(kOfWidth + 1) + cost_share_(i) * shared(kOfWidth + 2));
         for (int64_t j = i + 1; j < layers_; ++j) {
             const Eigen::Index types = type_pair(type_of(teacher_.layers[static_cast<std::size_t>(i)]),
                                                  type_of(teacher_.layers[static_cast<std::size_t>(j)]));

@@ -66,18 +66,18 @@ class RiseProcess {
     const Surrogate& surrogate_;
     bool same_units_;
     int64_t layers_;
-    Eigen::VectorXd cost_;            // a as it is scored; null scores are 0
-    Eigen::VectorXd size_;            // a as a size: not below a small share of the median
-    Eigen::MatrixXd near_, far_;      // w and sqrt(a_i a_j); 0 on the diagonal
-    Eigen::MatrixXd pair2_, triple_;  // w^2 and w^(2/3)
+    Eigen::VectorXd cost_;                    // a as it is scored; null scores are 0
+    Eigen::VectorXd size_;                    // a as a size: not below a small share of the median
+    Eigen::MatrixXd near_, far_;              // w and sqrt(a_i a_j); 0 on the diagonal
+    Eigen::MatrixXd pair2_, triple_;          // w^2 and w^(2/3)
     Eigen::VectorXd ffn_share_, cost_share_;  // of a layer in all FFNs, in all cost
-    LossPolynomial known_;            // of b = 1
-    double slope_ = 1;                // b before anything is measured
+    LossPolynomial known_;                    // of b = 1
+    double slope_ = 1;                        // b before anything is measured
     Sizes sizes_;
     std::vector<ProcessPoint> points_;
     Eigen::VectorXd residual_, noise_;  // rises less their mean; variances
-    Eigen::VectorXd weights_;         // K^-1 (rises - mean)
-    Eigen::MatrixXd factor_;          // lower Cholesky factor of K
+    Eigen::VectorXd weights_;           // K^-1 (rises - mean)
+    Eigen::MatrixXd factor_;            // lower Cholesky factor of K
 };
 
 }  // namespace minipuzzle::nas

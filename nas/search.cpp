@@ -17,13 +17,6 @@ namespace {
 
 constexpr std::size_t kListed = 100;  // candidates listed without `all`
 
-Limits limits_of(const SearchOptions& options) {
-    Limits limits;
-    if (options.mem_budget >= 0) limits.bytes = options.mem_budget;
-    limits.params = options.max_params;
-    return limits;
-}
-
 // The width as people read it: the teacher's own where nothing is narrowed, 0 where there is no single one.
 int64_t printed_width(const Architecture& teacher, const Architecture& student, const StudentPlan& plan) {
     if (student.count(LayerType::ffn) == 0) return 0;
@@ -42,7 +35,7 @@ struct Context {
 // A student that may be listed.
 struct Listing {
     StudentPlan plan;
-    Student student;  // its point counts only where it is one of the space
+    Student student;                      // its point counts only where it is one of the space
     std::optional<std::size_t> measured;  // index into the funnel's students
 };
 
@@ -59,6 +52,9 @@ Candidate candidate_of(const Context& context, const Listing& listing) {
     candidate.ffn_width = printed_width(context.teacher, architecture, candidate.plan);
     candidate.params = listing.student.params;
     candidate.memory = memory_of(context.teacher, listing.plan, context.options.workload);
+    for (const Fit& fit : context.options.fits)
+        candidate.fit_totals.push_back(
+            memory_of(context.teacher, listing.plan, workload_at(context.options.workload, fit)).total());
     candidate.predicted = predict_additive(context.surrogate, context.teacher, listing.plan);
     candidate.pareto_predicted = on_frontier(context.solution, listing.student);
     return candidate;
@@ -169,6 +165,12 @@ SearchResult describe(const Architecture& teacher, const SearchOptions& options,
     result.budget_bytes = options.mem_budget;
     result.max_params = options.max_params;
     result.workload = options.workload;
+    for (const Fit& fit : options.fits)
+        result.constraints.push_back(
+            {.context = fit.context,
+             .batch = fit.batch,
+             .bytes = budget_of(options, fit),
+             .total = memory_of(teacher, workload_at(options.workload, fit)).total()});
     result.teacher_pattern = teacher.pattern();
     result.teacher_params = parameters(teacher);
     result.teacher_memory = memory_of(teacher, options.workload);
@@ -198,15 +200,14 @@ SearchResult search(const Architecture& teacher, const ScoreTable& scores, const
         const FreeSpace free(teacher, surrogate, options);
         std::vector<StudentPlan> starts;
         for (const Student& student : students) starts.push_back(space.plan(student.point));
-        funnel = run_funnel({teacher, surrogate, free, starts},
-                            {options.measure, options.rounds, select_by}, measurer);
+        funnel = run_funnel({teacher, surrogate, free, starts}, {options.measure, options.rounds, select_by},
+                            measurer);
     }
 
     const Context context{teacher, scores, options, surrogate, space, solution};
     std::vector<std::string> ids(funnel.students.size());
-    for (const Listing& listing :
-         listed(context, students, funnel,
-                options.all ? students.size() + funnel.students.size() : kListed)) {
+    for (const Listing& listing : listed(context, students, funnel,
+                                         options.all ? students.size() + funnel.students.size() : kListed)) {
         Candidate candidate = candidate_of(context, listing);
         candidate.id = fmt::format("c{:03}", result.candidates.size() + 1);
         if (listing.measured) {

@@ -18,6 +18,11 @@ struct Choices {
     std::vector<int64_t> values;  // empty: free
 };
 
+// One more workload that a student must fit. All but context and batch is as in SearchOptions::workload.
+struct Fit {
+    int64_t context = 8192, batch = 1;
+    int64_t bytes = -1;  // at most; -1: the mem_budget
+};
 // Which prediction is minimised: the additive one, or with the terms of pairs of layers.
 enum class Predictor { automatic, additive, pairs };  // automatic: pairs where the scores have them
 std::string_view name(Predictor predictor);
@@ -26,6 +31,7 @@ struct SearchOptions {
     int64_t mem_budget = -1;  // bytes; -1: none
     std::optional<int64_t> max_params;
     Workload workload;
+    std::vector<Fit> fits;               // besides `workload`
     std::optional<Objective> objective;  // default_objective(scores)
     Choices mamba_layers, ffn_layers, attention_layers, ffn_width;
     std::vector<int64_t> keep, drop;  // layers of the teacher that every student keeps, or drops
@@ -39,6 +45,10 @@ struct SearchOptions {
     int64_t rounds = 6;              // in which they are measured, at most
     std::string select_by = "loss";  // loss|kl|accuracy|agreement
 };
+
+// A fit's workload, and its bytes at most. Error usage where neither it nor the search names a budget.
+Workload workload_at(const Workload& workload, const Fit& fit);
+int64_t budget_of(const SearchOptions& options, const Fit& fit);
 
 struct Predicted {
     double value = 0;
@@ -60,10 +70,17 @@ struct Candidate {
     std::string pattern;
     int64_t mamba = 0, ffn = 0, attention = 0, ffn_width = 0, params = 0;
     Memory memory;
+    std::vector<int64_t> fit_totals;  // bytes at each of SearchResult::constraints
     Predicted predicted;
     std::optional<Measured> measured;
     std::optional<int64_t> round;  // that measured it, from 1
     bool pareto_predicted = false, pareto_measured = false;
+};
+// A workload of SearchOptions::fits as it was searched for.
+struct Constraint {
+    int64_t context = 0, batch = 0;
+    int64_t bytes = 0;  // at most
+    int64_t total = 0;  // that the teacher takes
 };
 struct FrontierPoint {
     int64_t total = 0;  // bytes
@@ -89,6 +106,7 @@ struct SearchResult {
     int64_t budget_bytes = -1;
     std::optional<int64_t> max_params;
     Workload workload;
+    std::vector<Constraint> constraints;  // one a fit
     std::string teacher_pattern;
     int64_t teacher_params = 0;
     Memory teacher_memory;
@@ -102,7 +120,8 @@ struct SearchResult {
     std::optional<double> rank_correlation;  // Spearman, predicted against measured
 };
 
-// Measures plans on data, an empty one being the teacher; the caller binds model and corpus (runtime/variant_sweep.h).
+// Measures plans on data, an empty one being the teacher; the caller binds model and corpus
+// (runtime/variant_sweep.h).
 using Measurer = std::function<std::vector<Measured>(const std::vector<StudentPlan>&)>;
 
 // Error infeasible names the smallest reachable total and what would shrink it; usage where options

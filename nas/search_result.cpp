@@ -44,6 +44,7 @@ Json candidate_json(const Candidate& candidate) {
     json["counts"] = {{"mamba", candidate.mamba}, {"ffn", candidate.ffn}, {"attention", candidate.attention}};
     json["params"] = candidate.params;
     json["memory"] = to_json(candidate.memory);
+    if (!candidate.fit_totals.empty()) json["fits"] = candidate.fit_totals;
     json["predicted"] = predicted_json(candidate.predicted);
     json["measured"] = measured_json(candidate.measured);
     json["round"] = candidate.round ? Json(*candidate.round) : Json(nullptr);
@@ -93,6 +94,7 @@ Candidate read_candidate(ObjectReader reader) {
     counts.finish();
     candidate.params = reader.integer("params");
     candidate.memory = read_memory(reader.object("memory"));
+    if (reader.optional("fits")) candidate.fit_totals = reader.integers("fits");
     candidate.predicted = read_predicted(reader.object("predicted"));
     if (reader.optional("measured")) candidate.measured = read_measured(reader.object("measured"));
     if (reader.optional("round")) candidate.round = reader.integer("round");
@@ -100,6 +102,23 @@ Candidate read_candidate(ObjectReader reader) {
     candidate.pareto_measured = reader.boolean("pareto_measured", false);
     reader.finish();
     return candidate;
+}
+
+Json constraint_json(const Constraint& constraint) {
+    return {{"context", constraint.context},
+            {"batch", constraint.batch},
+            {"bytes", constraint.bytes},
+            {"total", constraint.total}};
+}
+
+Constraint read_constraint(ObjectReader reader) {
+    Constraint constraint;
+    constraint.context = reader.integer("context");
+    constraint.batch = reader.integer("batch");
+    constraint.bytes = reader.integer("bytes");
+    constraint.total = reader.integer("total");
+    reader.finish();
+    return constraint;
 }
 
 FrontierPoint read_frontier_point(ObjectReader reader) {
@@ -135,6 +154,10 @@ void read_head(ObjectReader& reader, SearchResult& result) {
     if (budget.optional("max_params")) result.max_params = budget.integer("max_params");
     budget.finish();
     result.workload = read_workload(reader.object("workload"));
+    if (reader.optional("constraints"))
+        reader.each("constraints", [&](ObjectReader constraint) {
+            result.constraints.push_back(read_constraint(constraint));
+        });
     ObjectReader teacher = reader.object("teacher");
     result.teacher_pattern = teacher.text("pattern");
     result.teacher_params = teacher.integer("params");
@@ -152,6 +175,8 @@ std::string search_json(const SearchResult& result) {
     json["budget"] = {{"bytes", result.budget_bytes < 0 ? Json(nullptr) : Json(result.budget_bytes)},
                       {"max_params", result.max_params ? Json(*result.max_params) : Json(nullptr)}};
     json["workload"] = to_json(result.workload);
+    for (const Constraint& constraint : result.constraints)
+        json["constraints"].push_back(constraint_json(constraint));
     json["teacher"] = {{"pattern", result.teacher_pattern},
                        {"params", result.teacher_params},
                        {"memory", to_json(result.teacher_memory)}};
@@ -204,6 +229,10 @@ SearchResult read_search(const std::filesystem::path& path) {
     result.compositions = reader.integer("compositions", 0);
     result.rank_correlation = reader.optional_number("rank_correlation");
     reader.finish();
+    for (const Candidate& candidate : result.candidates)
+        if (candidate.fit_totals.size() != result.constraints.size())
+            reader.fail(fmt::format("candidate {} has {} totals in fits, expected {}, one a constraint",
+                                    candidate.id, candidate.fit_totals.size(), result.constraints.size()));
     const bool has_best =
         std::any_of(result.candidates.begin(), result.candidates.end(),
                     [&](const Candidate& candidate) { return candidate.id == result.best; });

@@ -18,7 +18,7 @@ Student student_at(const Space& space, const Point& point) {
 }
 
 bool fits(const Space& space, const Limits& limits, const std::optional<Point>& point) {
-    return point && limits.allow(space.memory(*point).total(), space.params(*point));
+    return point && space.within(limits, *point);
 }
 
 bool is_maximal(const Space& space, const Limits& limits, const Point& point) {
@@ -50,7 +50,7 @@ Solution solve(const Space& space, const Limits& limits) {
         trade_offs.push_back({.total = student.total, .value = student.value});
         solution.smallest_total = std::min(solution.smallest_total, student.total);
         solution.smallest_params = std::min(solution.smallest_params, student.params);
-        if (!limits.allow(student.total, student.params)) return;
+        if (!space.within(limits, point)) return;
         if (!solution.optimum || better(student, *solution.optimum)) solution.optimum = student;
         if (is_maximal(space, limits, point)) solution.maximal.push_back(student);
     });

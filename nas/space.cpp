@@ -189,13 +189,41 @@ std::vector<int64_t> own_widths(const Surrogate& surrogate, const Architecture& 
     return widths;
 }
 
+Workload workload_at(const Workload& workload, const Fit& fit) {
+    Workload at = workload;
+    at.context = fit.context;
+    at.batch = fit.batch;
+    return at;
+}
+
+int64_t budget_of(const SearchOptions& options, const Fit& fit) {
+    if (fit.bytes < 0 && options.mem_budget < 0)
+        fail_usage(
+            fmt::format("--fits {0}x{1} names no size and there is no --mem-budget to take; give "
+                        "--fits {0}x{1}:SIZE",
+                        fit.context, fit.batch));
+    return fit.bytes < 0 ? options.mem_budget : fit.bytes;
+}
+
+Limits limits_of(const SearchOptions& options) {
+    Limits limits;
+    if (options.mem_budget >= 0) limits.bytes = options.mem_budget;
+    limits.params = options.max_params;
+    for (const Fit& fit : options.fits) limits.fits.push_back(budget_of(options, fit));
+    return limits;
+}
+
 Space::Space(const Architecture& teacher, const Surrogate& surrogate, const SearchOptions& options)
     : surrogate_(surrogate), buffers_(options.workload.buffers), mamba_heads_(options.mamba_heads) {
     MP_ASSERT(surrogate.cost.size() == teacher.layers.size());
     check_pinned(surrogate, teacher, options);
     check_heads(teacher, options);
+    std::vector<Workload> workloads = {options.workload};
+    for (const Fit& fit : options.fits) workloads.push_back(workload_at(options.workload, fit));
+    outer_units_.resize(workloads.size());
     for (const LayerType type : kLayerTypes) {
         Axis& axis = axes_[static_cast<std::size_t>(type)];
+        axis.kept_units.resize(workloads.size());
         axis.layers = teacher.count(type);
         axis.order = order_of(surrogate, teacher, options, type);
         const std::vector<int64_t> kept = kept_choices(surrogate, teacher, options, type);
@@ -217,36 +245,41 @@ Space::Space(const Architecture& teacher, const Surrogate& surrogate, const Sear
         StudentPlan sizes;
         sizes.ffn_width = width.narrowed;
         sizes.mamba_heads_per_group = mamba_heads_;
-        tabulate(student_architecture(teacher, sizes), options.workload);
+        tabulate(student_architecture(teacher, sizes), workloads);
     }
 }
 
-void Space::tabulate(const Architecture& sized, const Workload& workload) {
-    const LayerMemory memory = layer_memory(sized, workload);
-    outer_units_ = memory.outer;
+template <class Keep>
+void Space::for_each_kept(const Architecture& sized, LayerType type, Keep keep) const {
+    const Axis& axis = axes_[static_cast<std::size_t>(type)];
+    for (int64_t layer = 0; layer < static_cast<int64_t>(sized.layers.size()); ++layer)
+        if (type_of(sized.layers[static_cast<std::size_t>(layer)]) == type && !has_layer(axis.order, layer))
+            keep(axis.order.size(), layer);
+    for (std::size_t d = axis.order.size(); d-- > 0;) keep(d, axis.order[d]);
+}
+
+void Space::tabulate(const Architecture& sized, const std::vector<Workload>& workloads) {
     outer_params_ = outer_parameters(sized);
+    for (std::size_t w = 0; w < workloads.size(); ++w) {
+        const LayerMemory memory = layer_memory(sized, workloads[w]);
+        outer_units_[w] = memory.outer;
+        for (const LayerType type : kLayerTypes) {
+            Axis& axis = axes_[static_cast<std::size_t>(type)];
+            std::vector<MemoryUnits> units(axis.order.size() + 1);
+            MemoryUnits kept;
+            for_each_kept(sized, type, [&](std::size_t d, int64_t layer) {
+                units[d] = kept += memory.layers[static_cast<std::size_t>(layer)];
+            });
+            axis.kept_units[w].push_back(std::move(units));
+        }
+    }
     for (const LayerType type : kLayerTypes) {
         Axis& axis = axes_[static_cast<std::size_t>(type)];
-        std::vector<MemoryUnits> units(axis.order.size() + 1);
         std::vector<int64_t> params(axis.order.size() + 1, 0);
-        // Layers outside the order are always kept; then the order's layers from its end: entry d keeps all
-        // but the first d.
-        MemoryUnits kept;
-        int64_t kept_params = 0;
-        const auto keep = [&](int64_t layer) {
-            kept += memory.layers[static_cast<std::size_t>(layer)];
-            kept_params += parameters(sized, sized.layers[static_cast<std::size_t>(layer)]);
-        };
-        for (int64_t layer = 0; layer < static_cast<int64_t>(sized.layers.size()); ++layer)
-            if (type_of(sized.layers[static_cast<std::size_t>(layer)]) == type &&
-                !has_layer(axis.order, layer))
-                keep(layer);
-        for (std::size_t d = axis.order.size() + 1; d-- > 0;) {
-            units[d] = kept;
-            params[d] = kept_params;
-            if (d > 0) keep(axis.order[d - 1]);
-        }
-        axis.kept_units.push_back(std::move(units));
+        int64_t kept = 0;
+        for_each_kept(sized, type, [&](std::size_t d, int64_t layer) {
+            params[d] = kept += parameters(sized, sized.layers[static_cast<std::size_t>(layer)]);
+        });
         axis.kept_params.push_back(std::move(params));
     }
 }
@@ -259,11 +292,19 @@ bool Space::contains(const Point& point) const {
     return kept > 0 && (has_ffn || point.width == 0);
 }
 
-Memory Space::memory(const Point& point) const {
-    MemoryUnits sum = outer_units_;
+Memory Space::memory_at(std::size_t workload, const Point& point) const {
+    MemoryUnits sum = outer_units_[workload];
     for (std::size_t t = 0; t < kTypes; ++t)
-        sum += axes_[t].kept_units[point.width][static_cast<std::size_t>(point.dropped[t])];
+        sum += axes_[t].kept_units[workload][point.width][static_cast<std::size_t>(point.dropped[t])];
     return sum.memory(buffers_);
+}
+
+bool Space::within(const Limits& limits, const Point& point) const {
+    if (limits.params && params(point) > *limits.params) return false;
+    if (limits.bytes && memory(point).total() > *limits.bytes) return false;
+    for (std::size_t fit = 0; fit < limits.fits.size(); ++fit)
+        if (fit_total(fit, point) > limits.fits[fit]) return false;
+    return true;
 }
 
 int64_t Space::params(const Point& point) const {

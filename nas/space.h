@@ -40,12 +40,13 @@ std::vector<int64_t> own_widths(const Surrogate& surrogate, const Architecture& 
 std::vector<int64_t> kept_choices(const Surrogate& surrogate, const Architecture& teacher,
                                   const SearchOptions& options, LayerType type);
 
+// What a student may take at most.
 struct Limits {
     std::optional<int64_t> bytes, params;
-    bool allow(int64_t total, int64_t parameters) const {
-        return (!bytes || total <= *bytes) && (!params || parameters <= *params);
-    }
+    std::vector<int64_t> fits = {};  // bytes at each of SearchOptions::fits
 };
+// Error usage where a fit has no budget.
+Limits limits_of(const SearchOptions& options);
 
 class Space {
   public:
@@ -60,7 +61,12 @@ class Space {
 
     // False: no layer left, or a narrower width without an FFN that has it (the same student again).
     bool contains(const Point& point) const;
-    Memory memory(const Point& point) const;
+    // At SearchOptions::workload.
+    Memory memory(const Point& point) const { return memory_at(0, point); }
+    // Bytes at SearchOptions::fits[fit].
+    int64_t fit_total(std::size_t fit, const Point& point) const { return memory_at(fit + 1, point).total(); }
+    std::size_t fits() const { return outer_units_.size() - 1; }
+    bool within(const Limits& limits, const Point& point) const;
     int64_t params(const Point& point) const;
     Predicted predicted(const Point& point) const;
     double value(const Point& point) const;
@@ -91,15 +97,21 @@ class Space {
         int64_t layers = 0;
         std::vector<int64_t> order, choices;
         std::vector<double> cost;
-        std::vector<std::vector<MemoryUnits>> kept_units;  // [width][d], of the layers kept
-        std::vector<std::vector<int64_t>> kept_params;     // [width][d]
+        // [workload][width][d], of the layers kept; workload 0 is the search's, k + 1 the k-th fit's.
+        std::vector<std::vector<std::vector<MemoryUnits>>> kept_units;
+        std::vector<std::vector<int64_t>> kept_params;  // [width][d]
     };
-    void tabulate(const Architecture& sized, const Workload& workload);
+    void tabulate(const Architecture& sized, const std::vector<Workload>& workloads);
+    // Calls keep(d, layer) for the layers of a type from the ones always kept to the first of the order: the
+    // layer is kept by every student that drops at most d of the type.
+    template <class Keep>
+    void for_each_kept(const Architecture& sized, LayerType type, Keep keep) const;
+    Memory memory_at(std::size_t workload, const Point& point) const;
 
     const Surrogate& surrogate_;
     std::array<Axis, kTypes> axes_;
     std::vector<WidthChoice> widths_;
-    MemoryUnits outer_units_;
+    std::vector<MemoryUnits> outer_units_;  // [workload]
     int64_t outer_params_ = 0, buffers_ = 0;
     std::optional<int64_t> mamba_heads_;
 };

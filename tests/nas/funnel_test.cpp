@@ -216,8 +216,7 @@ TEST_CASE("A polynomial's changes are differences of its values") {
     const double here = polynomial.at({{1, 1.0}, {4, 0.5}});
     // Sums of some tens of terms of order 1.
     CHECK(here + point.change(6, 1) == Approx(polynomial.at({{1, 1.0}, {4, 0.5}, {6, 1.0}})).epsilon(1e-12));
-    CHECK(here + point.change(1, -1, 2, 0.25) ==
-          Approx(polynomial.at({{2, 0.25}, {4, 0.5}})).epsilon(1e-12));
+    CHECK(here + point.change(1, -1, 2, 0.25) == Approx(polynomial.at({{2, 0.25}, {4, 0.5}})).epsilon(1e-12));
     point.move(1, -1);
     CHECK(point.change(4, -0.5) ==
           Approx(polynomial.constant - polynomial.at({{4, 0.5}})).epsilon(1e-12).margin(1e-12));

@@ -262,3 +262,37 @@ TEST_CASE("rank correlation against hand-made cases") {
     CHECK(*spearman({1, 1, 2, 3}, {1, 2, 3, 4}) == Approx(0.948683298));  // 4.5 / sqrt(4.5 * 5)
     CHECK_FALSE(spearman({1, 1}, {1, 2}));
 }
+
+TEST_CASE("a student fits at every workload asked for, and the file says what it takes there") {
+    Problem problem;
+    const auto total_at = [&](const Fit& fit) {
+        return memory_of(problem.teacher, workload_at(problem.options.workload, fit)).total();
+    };
+    const SearchResult alone = search(problem.teacher, problem.scores, problem.options, nullptr);
+    Fit many{.context = 2048, .batch = 4};
+    many.bytes = total_at(many) * 60 / 100;
+    problem.options.fits = {many, {.context = 1, .batch = 1}};
+    const SearchResult result = search(problem.teacher, problem.scores, problem.options, nullptr);
+    REQUIRE(result.constraints.size() == 2);
+    CHECK(result.constraints[0].total == total_at(many));
+    CHECK(result.constraints[0].bytes == many.bytes);
+    CHECK(result.constraints[1].bytes == problem.options.mem_budget);  // no size of its own
+    for (const Candidate& student : result.candidates) {
+        CHECK(student.memory.total() <= problem.options.mem_budget);
+        CHECK(student.fit_totals[0] <= many.bytes);
+        const Workload at = workload_at(problem.options.workload, many);
+        CHECK(student.fit_totals[0] == memory_of(problem.teacher, student.plan, at).total());
+    }
+    // The cache rules at the long context: an attention layer goes that the first workload alone would keep.
+    CHECK(find_candidate(result, "").attention < find_candidate(alone, "").attention);
+    CHECK(result.bound > alone.bound);
+
+    const std::string text = search_json(result);
+    const SearchResult read = read_text(text);
+    CHECK(search_json(read) == text);
+    CHECK(search_json(alone).find("constraints") == std::string::npos);
+
+    problem.options.mem_budget = -1;
+    CHECK_THROWS_WITH(search(problem.teacher, problem.scores, problem.options, nullptr),
+                      Contains("--fits 1x1:SIZE"));
+}

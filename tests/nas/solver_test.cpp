@@ -32,9 +32,17 @@ struct Brute {
     std::array<int64_t, 3> kept{};  // Mamba, attention, FFN
     std::size_t width = 0;
     int64_t total = 0, params = 0;
+    std::vector<int64_t> fit_totals;
     double value = 0;
     bool by_score = true;
 };
+
+bool allowed(const Limits& limits, const Brute& student) {
+    for (std::size_t fit = 0; fit < limits.fits.size(); ++fit)
+        if (student.fit_totals[fit] > limits.fits[fit]) return false;
+    return (!limits.bytes || student.total <= *limits.bytes) &&
+           (!limits.params || student.params <= *limits.params);
+}
 
 void vary_sizes(Random& random, Architecture& teacher) {
     for (Layer& layer : teacher.layers) {
@@ -76,6 +84,12 @@ Instance random_instance(uint64_t seed, bool alike) {
     instance.limits.bytes = total * (30 + random.below(75)) / 100;
     if (random.chance(3))
         instance.limits.params = parameters(instance.teacher) * (50 + random.below(50)) / 100;
+    for (int64_t fit = random.below(3); fit > 0; --fit) {
+        instance.options.fits.push_back({.context = 1 + random.below(256), .batch = 1 + random.below(4)});
+        const Workload at = workload_at(instance.options.workload, instance.options.fits.back());
+        instance.limits.fits.push_back(memory_of(instance.teacher, at).total() * (30 + random.below(75)) /
+                                       100);
+    }
     return instance;
 }
 
@@ -119,6 +133,8 @@ std::optional<Brute> brute_student(const Instance& instance, unsigned mask, std:
     if (width > 0) brute.value += instance.scores.ffn_width_curve[width - 1].loss_delta;
     const Architecture student = student_architecture(instance.teacher, brute.plan);
     brute.total = memory_of(student, instance.options.workload).total();
+    for (const Fit& fit : instance.options.fits)
+        brute.fit_totals.push_back(memory_of(student, workload_at(instance.options.workload, fit)).total());
     brute.params = parameters(student);
     brute.by_score = is_by_score(instance, brute.plan);
     return brute;
@@ -164,10 +180,10 @@ void check_against_brute_force(const Instance& instance) {
     std::set<Key> maximal;
     std::optional<double> optimum;
     for (const Brute& student : students) {
-        if (!instance.limits.allow(student.total, student.params)) continue;
+        if (!allowed(instance.limits, student)) continue;
         optimum = std::min(optimum.value_or(student.value), student.value);
         const bool grows = std::any_of(students.begin(), students.end(), [&](const Brute& more) {
-            return instance.limits.allow(more.total, more.params) && is_next_above(students, student, more);
+            return allowed(instance.limits, more) && is_next_above(students, student, more);
         });
         if (!grows) maximal.insert(key(student.plan));
     }
@@ -178,6 +194,11 @@ void check_against_brute_force(const Instance& instance) {
         const StudentPlan plan = space.plan(student.point);
         found.insert(key(plan));
         REQUIRE(student.total == memory_of(instance.teacher, plan, instance.options.workload).total());
+        for (std::size_t fit = 0; fit < space.fits(); ++fit)
+            REQUIRE(space.fit_total(fit, student.point) ==
+                    memory_of(instance.teacher, plan,
+                              workload_at(instance.options.workload, instance.options.fits[fit]))
+                        .total());
         REQUIRE(space.predicted(student.point).value == predict(surrogate, instance.teacher, plan).value);
     }
     REQUIRE(found == maximal);

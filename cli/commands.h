@@ -138,6 +138,7 @@ struct EvalCommand : Command {
     WeightOptions weights;
     std::vector<std::string> data;
     WindowOptions windows;
+    bool per_sequence = false;
 
     const char* name() const override { return "eval"; }
     const char* help() const override { return "Measure a model, or many students of it, on data"; }

@@ -69,13 +69,15 @@ Json student_json(const StudentPlan& plan, const SequenceMetrics& metrics, doubl
             {"top1_agreement", mean(metrics.top1_agreement, tokens)}};
 }
 
-CommandResult plans_result(Json json, const std::vector<StudentPlan>& plans, const SweepResult& result) {
+CommandResult plans_result(Json json, const std::vector<StudentPlan>& plans, const SweepResult& result,
+                           bool per_sequence) {
     const double base_loss = mean(result.base.loss, result.tokens);
     json["base"] = {{"loss", base_loss}, {"next_token_accuracy", mean(result.base.accuracy, result.tokens)}};
     int64_t tokens = 0;
     for (int64_t each : result.tokens) tokens += each;
     json["tokens"] = tokens;
     json["sequences"] = result.tokens.size();
+    if (per_sequence) json["sequence_tokens"] = result.tokens;
     json["students"] = Json::array();
     Table table({"drop", "ffn_width", "loss", "loss_delta", "kl", "accuracy", "top1"});
     for (std::size_t i = 0; i < plans.size(); ++i) {
@@ -83,6 +85,7 @@ CommandResult plans_result(Json json, const std::vector<StudentPlan>& plans, con
         table.add({student["drop"].dump(), student["ffn_width"].is_null() ? "-" : student["ffn_width"].dump(),
                    cell(student["loss"], 6), cell(student["loss_delta"], 6), cell(student["kl"], 6),
                    cell(student["next_token_accuracy"]), cell(student["top1_agreement"])});
+        if (per_sequence) student["per_sequence"] = result.variants[i].loss;
         json["students"].push_back(std::move(student));
     }
     return {std::move(json), fmt::format("base loss {:.6f}  ({} tokens, {} windows)\n{}", base_loss, tokens,
@@ -99,6 +102,8 @@ OptionTable EvalCommand::options() {
     table.text(
         "plans", "FILE.jsonl", plans,
         "measure these students of the model, a {\"drop\": [...], \"ffn_width\": N} a row, in one sweep");
+    table.flag("per-sequence", per_sequence,
+               "with --plans: also every window's loss, for paired comparisons");
     table.text("width-scores", "FILE", width_scores, "neuron orders for --plans rows with a width");
     table.texts("data", "FILE...", data, "rows to measure on");
     windows.add_to(table);
@@ -112,6 +117,7 @@ CommandResult EvalCommand::run(const Context& context) {
     if (!plans.empty() && !reference.empty())
         fail_usage(
             "--plans and --reference exclude each other: with --plans the full model is the reference");
+    if (per_sequence && plans.empty()) fail_usage("--per-sequence needs --plans");
     if (!out.empty()) check_output_file(out);
 
     Phases phases(context.console);
@@ -132,7 +138,8 @@ CommandResult EvalCommand::run(const Context& context) {
             check_plan(students[i], loaded.architecture(), fmt::format("{}:{}", plans, i + 1));
         result = plans_result(header(context, loaded.identity(), weights.number_format()), students,
                               sweep(*backend, loaded.architecture(), loaded.weights(), students,
-                                    widths ? &*widths : nullptr, corpus, chosen, context.control));
+                                    widths ? &*widths : nullptr, corpus, chosen, context.control),
+                              per_sequence);
     } else {
         std::optional<OpenedModel> against;
         std::optional<EvaluatedModel> reference_model;

@@ -57,9 +57,9 @@ struct SizeChoices {
 };
 const std::vector<SizeChoices>& size_choices() {
     static const std::vector<SizeChoices> choices = {{&RiseProcess::Sizes::whole, {0.1, 0.3, 1}},
-                                                     {&RiseProcess::Sizes::near, {0.1, 0.3}},
-                                                     {&RiseProcess::Sizes::far, {0.03, 0.1}},
-                                                     {&RiseProcess::Sizes::pair, {0.1, 0.3}},
+                                                     {&RiseProcess::Sizes::near, {0.1, 0.3, 1}},
+                                                     {&RiseProcess::Sizes::far, {0.03, 0.1, 0.3, 1}},
+                                                     {&RiseProcess::Sizes::pair, {0.1, 0.3, 1}},
                                                      {&RiseProcess::Sizes::triple, {0, 0.15, 0.5}}};
     return choices;
 }

@@ -114,7 +114,7 @@ struct SearchCommand : Command {
     StudentOptions students;
     bool all = false;
     std::vector<std::string> data;
-    int64_t measure = 32, weight_memory = 0;
+    int64_t measure = 32, rounds = 6, weight_memory = 0;
     WindowOptions windows;
 
     const char* name() const override { return "search"; }
@@ -155,6 +155,7 @@ struct EvalCommand : Command {
     WeightOptions weights;
     std::vector<std::string> data;
     WindowOptions windows;
+    bool per_sequence = false;
 
     const char* name() const override { return "eval"; }
     const char* help() const override { return "Measure a model, or many students of it, on data"; }

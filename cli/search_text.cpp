@@ -40,6 +40,24 @@ std::string frontier_table(const nas::SearchResult& result) {
     return text + "\n" + table.text();
 }
 
+std::string tasks_cell(const nas::TaskMeasurement& tasks) {
+    return tasks.standard_error ? fmt::format("{:.4f} +- {:.4f}", tasks.accuracy, *tasks.standard_error)
+                                : cell(tasks.accuracy);
+}
+
+// The students that were distilled for a while; nothing where none was.
+std::string tournament_text(const nas::SearchResult& result) {
+    if (result.tournament.empty()) return "";
+    Table table({"id", "loss before", "loss", "kl", "accuracy", "agreement", "tasks", ""});
+    for (const nas::TournamentEntry& entry : result.tournament)
+        table.add({entry.id, cell(entry.loss_before), cell(entry.after.loss), cell(entry.after.kl),
+                   cell(entry.after.next_token_accuracy), cell(entry.after.top1_agreement),
+                   entry.after.tasks ? tasks_cell(*entry.after.tasks) : "-",
+                   entry.id == result.best ? "<- best" : ""});
+    return fmt::format("tournament, each distilled on {} tokens\n{}\n", result.tournament.front().tokens,
+                       table.text());
+}
+
 std::string candidate_table(const nas::SearchResult& result) {
     std::vector<const nas::Candidate*> shown;
     for (const nas::Candidate& candidate : result.candidates)
@@ -47,7 +65,14 @@ std::string candidate_table(const nas::SearchResult& result) {
     const bool measured = std::any_of(result.candidates.begin(), result.candidates.end(),
                                       [](const nas::Candidate& each) { return each.measured.has_value(); });
     std::vector<std::string> header = {"id", "kept", "ffn_width", "params", "memory", "predicted"};
+    const nas::Candidate& first = result.candidates.front();
+    const bool timed = first.latency.has_value();
+    const bool tasks =
+        std::any_of(result.candidates.begin(), result.candidates.end(),
+                    [](const nas::Candidate& each) { return each.measured && each.measured->tasks; });
+    if (timed) header.push_back("ms");
     if (measured) header.insert(header.end(), {"loss", "kl", "accuracy", "agreement"});
+    if (tasks) header.push_back("tasks");
     header.push_back("");
     Table table(header);
     for (const nas::Candidate* each : shown) {
@@ -57,6 +82,7 @@ std::string candidate_table(const nas::SearchResult& result) {
                                         format_count(each->params),
                                         format_bytes(each->memory.total()),
                                         cell(each->predicted.value)};
+        if (timed) row.push_back(cell(each->latency ? std::optional(1e3 * *each->latency) : std::nullopt, 3));
         if (measured) {
             const auto& figures = each->measured;
             const auto figure = [&](double nas::Measured::*of) {
@@ -66,6 +92,10 @@ std::string candidate_table(const nas::SearchResult& result) {
                        {figure(&nas::Measured::loss), figure(&nas::Measured::kl),
                         figure(&nas::Measured::next_token_accuracy), figure(&nas::Measured::top1_agreement)});
         }
+        if (tasks)
+            row.push_back(cell(each->measured && each->measured->tasks
+                                   ? std::optional(each->measured->tasks->accuracy)
+                                   : std::nullopt));
         row.push_back(each->id == result.best ? "<- best" : "");
         table.add(std::move(row));
     }
@@ -95,10 +125,12 @@ std::string proof_text(const nas::SearchResult& result) {
 }
 
 std::string asked_text(const nas::SearchResult& result) {
-    std::string text =
-        fmt::format("{}; objective {}; {} compositions considered\n",
-                    result.status == "measured" ? "chosen by measured " + result.select_by : "predicted only",
-                    name(result.objective), result.compositions);
+    std::string text = fmt::format(
+        "{}; objective {}; {} compositions considered\n",
+        !result.tournament.empty()
+            ? "chosen by a tournament, by " + result.select_by
+            : (result.status == "measured" ? "chosen by measured " + result.select_by : "predicted only"),
+        name(result.objective), result.compositions);
     text += wrapped("workload: " + describe(result.workload), kColumns);
     if (result.budget_bytes >= 0)
         text += fmt::format("budget {} bytes ({})\n", result.budget_bytes, format_bytes(result.budget_bytes));
@@ -131,6 +163,7 @@ std::string best_text(const nas::SearchResult& result) {
                                 format_bytes(at.bytes), format_bytes(at.total)),
                     kColumns);
     }
+    if (best.latency) text += fmt::format("predicted latency {:.4f} ms\n", 1e3 * *best.latency);
     if (result.rank_correlation)
         text += fmt::format("Spearman, predicted against measured: {:.4f}\n", *result.rank_correlation);
     return text;
@@ -178,8 +211,8 @@ int64_t knee_of(const std::vector<nas::FrontierPoint>& frontier) {
 }
 
 std::string search_summary(const nas::SearchResult& result) {
-    return asked_text(result) + proof_text(result) + best_text(result) + "\n" + candidate_table(result) +
-           "\n" + frontier_table(result);
+    return asked_text(result) + proof_text(result) + best_text(result) + "\n" + tournament_text(result) +
+           candidate_table(result) + "\n" + frontier_table(result);
 }
 
 std::string kept_text(const std::string& teacher_pattern, const std::vector<int64_t>& drop) {

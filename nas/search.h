@@ -113,6 +113,14 @@ struct SearchRound {
     std::optional<double> rank_correlation;
 };
 
+// A measured student distilled for a while and measured again, on the same rows.
+struct TournamentEntry {
+    std::string id;          // the candidate's
+    int64_t tokens = 0;      // it was distilled on
+    double loss_before = 0;  // the candidate's measured loss
+    Measured after;          // its `tokens` are not in the file: they are the candidate's
+};
+
 struct SearchResult {
     Provenance provenance;
     std::string status;  // "predicted_only" | "measured"
@@ -139,6 +147,7 @@ struct SearchResult {
     int64_t compositions = 0;                // considered
     std::optional<double> rank_correlation;  // Spearman, predicted against measured
     std::optional<TypeCorrections> type_corrections;
+    std::vector<TournamentEntry> tournament;  // in the order of the measurement; its winner is `best`
 };
 
 // Measures plans on data, an empty one being the teacher; the caller binds model and corpus

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "nas/search.h"
 
@@ -62,6 +63,13 @@ Json measured_json(const std::optional<Measured>& measured) {
     return json;
 }
 
+Json entry_json(const TournamentEntry& entry) {
+    Json json = {{"id", entry.id}, {"loss_before", entry.loss_before}};
+    json.update(measured_json(entry.after));
+    json["tokens"] = entry.tokens;
+    return json;
+}
+
 Json candidate_json(const Candidate& candidate) {
     Json json = {{"id", candidate.id},
                  {"pattern", candidate.pattern},
@@ -102,7 +110,7 @@ Predicted read_predicted(ObjectReader reader) {
     return predicted;
 }
 
-Measured read_measured(ObjectReader reader) {
+Measured read_measured(ObjectReader& reader) {
     Measured measured;
     measured.loss = reader.number("loss");
     measured.kl = reader.number("kl");
@@ -115,7 +123,6 @@ Measured read_measured(ObjectReader reader) {
                           .standard_error = tasks.optional_number("stderr")};
         tasks.finish();
     }
-    reader.finish();
     return measured;
 }
 
@@ -133,6 +140,16 @@ std::map<int64_t, int64_t> read_widths(ObjectReader& reader) {
         widths[std::stoll(key)] = width.get<int64_t>();
     }
     return widths;
+}
+
+TournamentEntry read_entry(ObjectReader reader) {
+    TournamentEntry entry;
+    entry.id = reader.text("id");
+    entry.loss_before = reader.number("loss_before");
+    entry.after = read_measured(reader);
+    entry.tokens = std::exchange(entry.after.tokens, 0);
+    reader.finish();
+    return entry;
 }
 
 Candidate read_candidate(ObjectReader reader) {
@@ -156,7 +173,11 @@ Candidate read_candidate(ObjectReader reader) {
     if (reader.optional("fits")) candidate.fit_totals = reader.integers("fits");
     candidate.latency = reader.optional_number("latency");
     candidate.predicted = read_predicted(reader.object("predicted"));
-    if (reader.optional("measured")) candidate.measured = read_measured(reader.object("measured"));
+    if (reader.optional("measured")) {
+        ObjectReader measured = reader.object("measured");
+        candidate.measured = read_measured(measured);
+        measured.finish();
+    }
     if (reader.optional("round")) candidate.round = reader.integer("round");
     candidate.pareto_predicted = reader.boolean("pareto_predicted", false);
     candidate.pareto_measured = reader.boolean("pareto_measured", false);
@@ -283,6 +304,7 @@ std::string search_json(const SearchResult& result) {
                      {"seconds", number_or_null(result.seconds)}};
     json["compositions"] = result.compositions;
     json["rank_correlation"] = number_or_null(result.rank_correlation);
+    for (const TournamentEntry& entry : result.tournament) json["tournament"].push_back(entry_json(entry));
     if (result.type_corrections) json["type_corrections"] = type_corrections_json(*result.type_corrections);
     return pretty(json);
 }
@@ -307,6 +329,9 @@ SearchResult read_search(const std::filesystem::path& path) {
     read_proof(reader.object("proof"), result);
     result.compositions = reader.integer("compositions", 0);
     result.rank_correlation = reader.optional_number("rank_correlation");
+    if (reader.optional("tournament"))
+        reader.each("tournament",
+                    [&](ObjectReader entry) { result.tournament.push_back(read_entry(entry)); });
     if (reader.optional("type_corrections"))
         result.type_corrections = read_type_corrections(reader.object("type_corrections"), result.objective);
     reader.finish();

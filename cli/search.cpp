@@ -69,6 +69,7 @@ struct MeasuringBench {
     std::unique_ptr<OpenedModel> model;
     Corpus corpus;
     std::vector<Window> windows;
+    std::optional<nas::Measured> teacher;  // once anything was measured
 };
 
 std::unique_ptr<MeasuringBench> open_bench(const SearchCommand& command, const Context& context) {
@@ -79,10 +80,10 @@ std::unique_ptr<MeasuringBench> open_bench(const SearchCommand& command, const C
     Corpus corpus = model->reader().for_measuring(command.data);
     auto windows = choose_windows(corpus, command.windows.seq_len, command.windows.samples, context.seed());
     return std::make_unique<MeasuringBench>(
-        MeasuringBench{std::move(backend), std::move(model), std::move(corpus), std::move(windows)});
+        MeasuringBench{std::move(backend), std::move(model), std::move(corpus), std::move(windows), {}});
 }
 
-nas::Measurer make_measurer(const MeasuringBench& bench, const Architecture& architecture,
+nas::Measurer make_measurer(MeasuringBench& bench, const Architecture& architecture,
                             const WidthScores* widths, const RunControl& control) {
     return [&bench, &architecture, widths, control](const std::vector<StudentPlan>& plans) {
         const SweepResult sweep = minipuzzle::sweep(*bench.backend, architecture, bench.model->weights(),
@@ -90,6 +91,11 @@ nas::Measurer make_measurer(const MeasuringBench& bench, const Architecture& arc
         std::vector<nas::Measured> measured;
         int64_t tokens = 0;
         for (int64_t each : sweep.tokens) tokens += each;
+        bench.teacher = {.loss = mean(sweep.base.loss, sweep.tokens),
+                         .kl = 0,
+                         .next_token_accuracy = mean(sweep.base.accuracy, sweep.tokens),
+                         .top1_agreement = 1,
+                         .tokens = tokens};
         for (const SequenceMetrics& student : sweep.variants)
             measured.push_back({.loss = mean(student.loss, sweep.tokens),
                                 .kl = mean(student.kl, sweep.tokens),
@@ -173,6 +179,7 @@ CommandResult SearchCommand::run(const Context& context) {
     }
     nas::SearchResult result = nas::search(teacher.architecture, table, options, measurer);
     result.provenance = context.provenance();
+    if (bench) result.teacher_measured = bench->teacher;
     context.console.note(fmt::format("objective {}", minipuzzle::name(result.objective)));
     write_search(result, table, *this);
     return {.json = Json::parse(nas::search_json(result)),

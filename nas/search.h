@@ -50,6 +50,8 @@ struct Predicted {
     // Of the prediction with interactions (nas/interactions.h): sums over pairs, and what larger removals
     // add; without pairs what corrections per type add (nas/type_corrections.h).
     std::optional<double> pairs, correction;
+    // The measured cost (select_by; less is better) as what was measured in earlier rounds foretold it.
+    std::optional<double> fitted;
 };
 struct Measured {
     double loss = 0, kl = 0, next_token_accuracy = 0, top1_agreement = 0;
@@ -64,6 +66,7 @@ struct Candidate {
     std::vector<int64_t> fit_totals;  // bytes at each of SearchResult::constraints
     Predicted predicted;
     std::optional<Measured> measured;
+    std::optional<int64_t> round;  // that measured it, from 1
     bool pareto_predicted = false, pareto_measured = false;
 };
 // A workload of SearchOptions::fits as it was searched for.
@@ -79,6 +82,15 @@ struct FrontierPoint {
     int64_t ffn_width = 0;
 };
 
+// One round of measuring (nas/funnel.h).
+struct SearchRound {
+    int64_t measured = 0, fresh = 0;  // students so far; of this round
+    std::string best;                 // candidate that costs least so far
+    double best_cost = 0;             // by select_by; less is better
+    // Spearman of this round's students: foretold before they were measured, against measured.
+    std::optional<double> rank_correlation;
+};
+
 struct SearchResult {
     Provenance provenance;
     std::string status;  // "predicted_only" | "measured"
@@ -91,8 +103,11 @@ struct SearchResult {
     std::string teacher_pattern;
     int64_t teacher_params = 0;
     Memory teacher_memory;
-    std::vector<Candidate> candidates;  // by predicted value
+    std::optional<Measured> teacher_measured;  // on the candidates' data
+    std::vector<Candidate> candidates;         // by predicted value
     std::string best;
+    std::vector<std::string> finalists;  // measured: the best first, one of them a different student
+    std::vector<SearchRound> rounds;
     std::vector<FrontierPoint> frontier;  // exact Pareto set (total, value) over all budgets, ascending total
     double bound = 0, gap = 0;
     int64_t compositions = 0;                // considered

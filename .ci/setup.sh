@@ -3,7 +3,7 @@
 # working directory.
 
 packages=(g++ cmake ninja-build pkg-config libcli11-dev libyaml-cpp-dev nlohmann-json3-dev libfmt-dev libeigen3-dev
-          libpcre2-dev catch2)
+          libpcre2-dev coinor-libcbc-dev libbz2-dev zlib1g-dev catch2)
 
 say() { printf '== %s\n' "$*"; }
 

@@ -134,7 +134,7 @@ struct DistillCommand : Command {
 };
 
 struct EvalCommand : Command {
-    std::string model, reference, plans, width_scores, out;
+    std::string model, reference, plans, width_scores, tasks, out;
     WeightOptions weights;
     std::vector<std::string> data;
     WindowOptions windows;
@@ -150,7 +150,10 @@ struct BenchCommand : Command {
     WeightOptions weights;
     int64_t prefill = 8192, batch = 1, samples = 0, seq_len = 8192;
     TrainingOptions training;
-    bool sweep = false;
+    bool sweep = false, layer_latency = false;
+    std::vector<int64_t> ffn_widths;
+    std::string out;
+    std::optional<int64_t> decode;
 
     const char* name() const override { return "bench"; }
     const char* help() const override {

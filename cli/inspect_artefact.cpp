@@ -10,6 +10,7 @@
 #include "cli/score_analysis.h"
 #include "cli/search_text.h"
 #include "cli/table.h"
+#include "cli/task_results.h"
 #include "distill/run_log.h"
 #include "kernels/check.h"
 #include "runtime/files.h"
@@ -109,15 +110,9 @@ Inspected inspect_figures(const fs::path& path) {
     for (const char* key : {"format", "version", "command", "seed"}) essence.erase(key);
     std::string text;
     for (const auto& [key, value] : essence.items())
-        if (key != "students") text += fmt::format("{:<20} {}\n", key, value.dump());
-    if (json.contains("students")) {
-        Table table({"drop", "ffn_width", "loss", "loss_delta", "kl", "accuracy", "top1"});
-        for (const Json& row : json["students"])
-            table.add({row["drop"].dump(), row["ffn_width"].dump(), cell(row["loss"], 6),
-                       cell(row["loss_delta"], 6), cell(row["kl"], 6), cell(row["next_token_accuracy"]),
-                       cell(row["top1_agreement"])});
-        text += table.text();
-    }
+        if (key != "students" && key != "tasks") text += fmt::format("{:<20} {}\n", key, value.dump());
+    if (json.contains("tasks")) text += tasks_text(json["tasks"]);
+    if (json.contains("students")) text += students_table(json["students"]);
     return {.kind = "", .json = std::move(json), .essence = std::move(essence), .text = text};
 }
 

@@ -22,14 +22,34 @@ std::unique_ptr<Backend> open_backend(const Context& context) {
     return backend;
 }
 
+namespace {
+
+// The id that a config names; the first of a list; -1 for none.
+int32_t special_token(const Json& config, const char* key, int64_t vocab) {
+    const auto found = config.find(key);
+    if (found == config.end()) return -1;
+    const Json& id = found->is_array() && !found->empty() ? (*found)[0] : *found;
+    if (!id.is_number_integer() || id.get<int64_t>() >= vocab) return -1;
+    return narrow<int32_t>(id.get<int64_t>());
+}
+
+}  // namespace
+
 DataReader::DataReader(const fs::path& folder, const Architecture& architecture, const Json& config)
     : vocab_(architecture.vocab) {
     const fs::path file = folder / "tokenizer.json";
     if (!folder.empty() && fs::exists(file)) tokenizer_.emplace(file);
-    const auto eos = config.find("eos_token_id");
-    if (eos == config.end()) return;
-    const Json& id = eos->is_array() && !eos->empty() ? (*eos)[0] : *eos;
-    if (id.is_number_integer() && id.get<int64_t>() < vocab_) eos_ = narrow<int32_t>(id.get<int64_t>());
+    eos_ = special_token(config, "eos_token_id", vocab_);
+    bos_ = special_token(config, "bos_token_id", vocab_);
+    const auto longest = config.find("max_position_embeddings");
+    if (longest != config.end() && longest->is_number_integer()) longest_ = longest->get<int64_t>();
+}
+
+TaskSet DataReader::tasks(const fs::path& path) const {
+    return read_tasks(path, {.tokenizer = tokenizer_ ? &*tokenizer_ : nullptr,
+                             .vocab = vocab_,
+                             .prefix = bos_ >= 0 ? bos_ : eos_,
+                             .longest = longest_});
 }
 
 TokenizerContext DataReader::context() const {

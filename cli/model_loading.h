@@ -14,6 +14,7 @@
 #include "runtime/checkpoint.h"
 #include "runtime/score_table.h"
 #include "runtime/student_plan.h"
+#include "runtime/tasks.h"
 #include "runtime/token_source.h"
 #include "runtime/tokenizer.h"
 
@@ -34,12 +35,14 @@ class DataReader {
     Corpus for_training(const std::vector<std::string>& paths) const {
         return Corpus(paths, context(), true);
     }
+    // Rows of multiple choice.
+    TaskSet tasks(const std::filesystem::path& path) const;
 
   private:
     TokenizerContext context() const;
     std::optional<Tokenizer> tokenizer_;
-    int64_t vocab_;
-    int32_t eos_ = -1;
+    int64_t vocab_, longest_ = 0;
+    int32_t eos_ = -1, bos_ = -1;
 };
 
 // --model FOLDER or --arch NAME, exactly one of the two.

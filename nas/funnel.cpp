@@ -18,7 +18,8 @@ struct SelectByName {
 constexpr SelectByName kSelectBy[] = {{SelectBy::loss, "loss"},
                                       {SelectBy::kl, "kl"},
                                       {SelectBy::accuracy, "accuracy"},
-                                      {SelectBy::agreement, "agreement"}};
+                                      {SelectBy::agreement, "agreement"},
+                                      {SelectBy::tasks, "tasks"}};
 
 // What the student gives up, as shares of the bytes of the space's largest student. The narrowing is what
 // the kept FFNs would take more at the widest width.
@@ -149,6 +150,9 @@ double cost(const Measured& measured, SelectBy select_by) {
             return -measured.next_token_accuracy;
         case SelectBy::agreement:
             return -measured.top1_agreement;
+        case SelectBy::tasks:
+            MP_ASSERT(measured.tasks.has_value());
+            return -measured.tasks->accuracy;
     }
     MP_ASSERT(false);
 }

@@ -106,6 +106,11 @@ void fail_infeasible(const SearchProblem& problem, const Solution& solution) {
     if (options.max_params && solution.smallest_params > *options.max_params)
         message += fmt::format("{} the smallest has {} parameters, at most {} were asked for",
                                too_many_bytes ? ";" : "", solution.smallest_params, *options.max_params);
+    if (options.max_latency && solution.smallest_seconds > *options.max_latency)
+        message += fmt::format(
+            "{} the fastest takes {:.6g} ms by the latency table, at most {:.6g} ms were asked for",
+            message.back() == ':' ? "" : ";", 1e3 * solution.smallest_seconds, 1e3 * *options.max_latency);
+    if (message.back() == ':') message += " each limit can be met alone, but not all at once; loosen one";
     throw Error(ErrorKind::infeasible, message);
 }
 

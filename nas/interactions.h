@@ -34,6 +34,8 @@ class Interactions {
     // Sums over the pairs and the triples of `drop` (ascending), in nats.
     double pairs(const std::vector<int64_t>& drop) const;
     double correction(const std::vector<int64_t>& drop) const;
+    // One pair's term of pairs(), i < j; 0 where it was not measured.
+    double pair(int64_t i, int64_t j) const { return pair_[pair_index(i, j)].value_or(0.0); }
 
   private:
     struct MeasuredSet;

@@ -10,8 +10,6 @@ namespace minipuzzle::nas {
 
 namespace {
 
-constexpr int64_t kUnitsPerByte = 16;
-
 struct ElementTypeInfo {
     std::string_view name;
     int64_t units;  // sixteenths of a byte per element

@@ -59,6 +59,9 @@ Memory memory_of(const Architecture& architecture, const Workload& workload);
 // teacher's tensor that it is cut from.
 Memory memory_of(const Architecture& teacher, const StudentPlan& plan, const Workload& workload);
 
+// Units of MemoryUnits in a byte.
+inline constexpr int64_t kUnitsPerByte = 16;
+
 // Sixteenths of a byte: the unit in which 4.5-bit elements add up exactly, so that only whole parts of the
 // memory are rounded up, never single layers.
 struct MemoryUnits {

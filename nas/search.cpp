@@ -28,6 +28,7 @@ struct Context {
     const ScoreTable& scores;
     const Space& space;
     const Solution& solution;
+    const LatencyTable* latency;  // may be null
 };
 
 Candidate candidate_of(const Context& context, const Student& student) {
@@ -44,6 +45,7 @@ Candidate candidate_of(const Context& context, const Student& student) {
     candidate.memory = context.space.memory(student.point);
     for (std::size_t fit = 0; fit < context.space.fits(); ++fit)
         candidate.fit_totals.push_back(context.space.fit_total(fit, student.point));
+    if (context.latency) candidate.latency = context.latency->seconds(architecture);
     candidate.predicted = context.space.predicted(student.point);
     candidate.pareto_predicted = on_frontier(context.solution, student);
     return candidate;
@@ -131,6 +133,7 @@ SearchResult describe(const Architecture& teacher, const SearchOptions& options,
 SearchResult search(const Architecture& teacher, const ScoreTable& scores, const SearchOptions& options,
                     const Measurer& measurer) {
     check_scores(scores, teacher, "scores");
+    if (options.latency) check_latency(*options.latency, teacher);
     const SelectBy select_by = parse_select_by(options.select_by);
     Surrogate surrogate =
         make_surrogate(scores, options.objective ? *options.objective : default_objective(scores));
@@ -148,7 +151,7 @@ SearchResult search(const Architecture& teacher, const ScoreTable& scores, const
     std::vector<std::optional<Measured>> measured(students.size());
     if (measures) measured = measure_spread(space, students, {options.measure, select_by}, measurer);
 
-    const Context context{teacher, scores, space, solution};
+    const Context context{teacher, scores, space, solution, options.latency ? &*options.latency : nullptr};
     for (const std::size_t i : listed(measured, options.all ? students.size() : kListed)) {
         Candidate candidate = candidate_of(context, students[i]);
         candidate.id = fmt::format("c{:03}", result.candidates.size() + 1);

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "nas/latency.h"
 #include "nas/memory_model.h"
 #include "nas/type_corrections.h"
 #include "runtime/score_table.h"
@@ -24,6 +25,9 @@ struct Fit {
     int64_t context = 8192, batch = 1;
     int64_t bytes = -1;  // at most; -1: the mem_budget
 };
+// Which prediction is minimised: the additive one, or with the terms of pairs of layers.
+enum class Predictor { automatic, additive, pairs };  // automatic: pairs where the scores have them
+std::string_view name(Predictor predictor);
 
 struct SearchOptions {
     int64_t mem_budget = -1;  // bytes; -1: none
@@ -32,11 +36,20 @@ struct SearchOptions {
     std::vector<Fit> fits;               // besides `workload`
     std::optional<Objective> objective;  // default_objective(scores)
     Choices mamba_layers, ffn_layers, attention_layers, ffn_width;
+    std::vector<int64_t> keep, drop;  // layers of the teacher that every student keeps, or drops
+    Choices ffn_widths;  // each FFN keeps its own width or takes one of these; not with ffn_width
+    std::optional<int64_t>
+        mamba_heads;  // per group, of every Mamba layer; enters the prediction with nothing
+    Predictor predictor = Predictor::automatic;
+    double solve_seconds = 60;  // at most, for students that enumeration does not reach
     // Fitted for the objective; its sums are then corrected, whatever their order inside a type.
     std::optional<TypeCorrections> type_corrections;
     bool all = false;                // keep every maximal candidate, not the 100 best
     int64_t measure = 32;            // candidates measured when a Measurer is given
-    std::string select_by = "loss";  // loss|kl|accuracy|agreement
+    std::string select_by = "loss";  // loss|kl|accuracy|agreement|tasks
+    // With a table: candidates say what they take, and take at most `max_latency` seconds where it is given.
+    std::optional<LatencyTable> latency;
+    std::optional<double> max_latency;
 };
 
 // A fit's workload, and its bytes at most. Error usage where neither it nor the search names a budget.
@@ -53,9 +66,15 @@ struct Predicted {
     // The measured cost (select_by; less is better) as what was measured in earlier rounds foretold it.
     std::optional<double> fitted;
 };
+// Share of multiple-choice rows answered rightly.
+struct TaskMeasurement {
+    double accuracy = 0;
+    std::optional<double> standard_error;  // null for one row
+};
 struct Measured {
     double loss = 0, kl = 0, next_token_accuracy = 0, top1_agreement = 0;
     int64_t tokens = 0;
+    std::optional<TaskMeasurement> tasks;
 };
 struct Candidate {
     std::string id;  // "c001", in order of prediction
@@ -64,6 +83,7 @@ struct Candidate {
     int64_t mamba = 0, ffn = 0, attention = 0, ffn_width = 0, params = 0;
     Memory memory;
     std::vector<int64_t> fit_totals;  // bytes at each of SearchResult::constraints
+    std::optional<double> latency;    // seconds, by the options' table
     Predicted predicted;
     std::optional<Measured> measured;
     std::optional<int64_t> round;  // that measured it, from 1

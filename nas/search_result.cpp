@@ -50,11 +50,15 @@ TypeCorrections read_type_corrections(ObjectReader reader, Objective objective) 
 
 Json measured_json(const std::optional<Measured>& measured) {
     if (!measured) return nullptr;
-    return {{"loss", measured->loss},
-            {"kl", measured->kl},
-            {"next_token_accuracy", measured->next_token_accuracy},
-            {"top1_agreement", measured->top1_agreement},
-            {"tokens", measured->tokens}};
+    Json json = {{"loss", measured->loss},
+                 {"kl", measured->kl},
+                 {"next_token_accuracy", measured->next_token_accuracy},
+                 {"top1_agreement", measured->top1_agreement},
+                 {"tokens", measured->tokens}};
+    if (measured->tasks)
+        json["tasks"] = {{"accuracy", measured->tasks->accuracy},
+                         {"stderr", number_or_null(measured->tasks->standard_error)}};
+    return json;
 }
 
 Json candidate_json(const Candidate& candidate) {
@@ -66,6 +70,7 @@ Json candidate_json(const Candidate& candidate) {
     json["params"] = candidate.params;
     json["memory"] = to_json(candidate.memory);
     if (!candidate.fit_totals.empty()) json["fits"] = candidate.fit_totals;
+    if (candidate.latency) json["latency"] = *candidate.latency;
     json["predicted"] = predicted_json(candidate.predicted);
     json["measured"] = measured_json(candidate.measured);
     json["pareto_predicted"] = candidate.pareto_predicted;
@@ -95,6 +100,12 @@ Measured read_measured(ObjectReader reader) {
     measured.next_token_accuracy = reader.number("next_token_accuracy");
     measured.top1_agreement = reader.number("top1_agreement");
     measured.tokens = reader.integer("tokens");
+    if (reader.optional("tasks")) {
+        ObjectReader tasks = reader.object("tasks");
+        measured.tasks = {.accuracy = tasks.number("accuracy"),
+                          .standard_error = tasks.optional_number("stderr")};
+        tasks.finish();
+    }
     reader.finish();
     return measured;
 }
@@ -114,6 +125,7 @@ Candidate read_candidate(ObjectReader reader) {
     candidate.params = reader.integer("params");
     candidate.memory = read_memory(reader.object("memory"));
     if (reader.optional("fits")) candidate.fit_totals = reader.integers("fits");
+    candidate.latency = reader.optional_number("latency");
     candidate.predicted = read_predicted(reader.object("predicted"));
     if (reader.optional("measured")) candidate.measured = read_measured(reader.object("measured"));
     candidate.pareto_predicted = reader.boolean("pareto_predicted", false);

@@ -25,8 +25,9 @@ struct Solution {
     // The Pareto set of (total, value) over the whole space, ascending total: the optimum of every byte
     // budget.
     std::vector<Student> frontier;
-    // The least total and the least parameters of any student, whatever the limits.
+    // The least total, the least parameters and the least latency of any student, whatever the limits.
     int64_t smallest_total = 0, smallest_params = 0;
+    double smallest_seconds = 0;
 };
 
 Solution solve(const Space& space, const Limits& limits);

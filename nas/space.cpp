@@ -15,25 +15,47 @@ const Choices& choices_of(const SearchOptions& options, LayerType type) {
     return type == LayerType::attention ? options.attention_layers : options.ffn_layers;
 }
 
-// Numbers of dropped layers, ascending, from the user's numbers of kept ones.
-std::vector<int64_t> dropped_choices(const Choices& kept, LayerType type, int64_t layers, int64_t droppable) {
-    std::vector<int64_t> dropped;
-    if (kept.values.empty())
-        for (int64_t d = 0; d <= droppable; ++d) dropped.push_back(d);
-    for (const int64_t count : kept.values) {
-        if (count < 0 || count > layers)
-            fail_usage(fmt::format("--{}-layers {}: the teacher has {}, expected 0..{}", name(type), count,
-                                   layers, layers));
-        if (layers - count > droppable)
+bool has_layer(const std::vector<int64_t>& layers, int64_t layer) {
+    return std::find(layers.begin(), layers.end(), layer) != layers.end();
+}
+
+// Error usage where --keep and --drop name what cannot be.
+void check_pinned(const Surrogate& surrogate, const Architecture& teacher, const SearchOptions& options) {
+    const int64_t layers = static_cast<int64_t>(teacher.layers.size());
+    const auto check_range = [&](const char* option, const std::vector<int64_t>& named) {
+        for (const int64_t layer : named)
+            if (layer < 0 || layer >= layers)
+                fail_usage(fmt::format("--{}: found layer {}, expected 0..{}, the teacher's layers", option,
+                                       layer, layers - 1));
+    };
+    check_range("keep", options.keep);
+    check_range("drop", options.drop);
+    for (const int64_t layer : options.drop) {
+        if (has_layer(options.keep, layer))
+            fail_usage(fmt::format("--drop and --keep both name layer {}; name it in one of them", layer));
+        if (!surrogate.cost[static_cast<std::size_t>(layer)])
             fail_usage(
-                fmt::format("--{}-layers {}: {} of the teacher's {} have no score and are never "
-                            "dropped, expected at least {}",
-                            name(type), count, layers - droppable, layers, layers - droppable));
-        dropped.push_back(layers - count);
+                fmt::format("--drop: layer {} has no {} in the scores, so that nothing can be predicted "
+                            "without it; score it",
+                            layer, name(surrogate.objective)));
     }
-    std::sort(dropped.begin(), dropped.end());
-    dropped.erase(std::unique(dropped.begin(), dropped.end()), dropped.end());
-    return dropped;
+}
+
+// What of a type's layers the options and the scores leave to choose.
+struct Room {
+    int64_t layers = 0, droppable = 0, always_dropped = 0;
+};
+Room room_of(const Surrogate& surrogate, const Architecture& teacher, const SearchOptions& options,
+             LayerType type) {
+    Room room;
+    for (int64_t layer = 0; layer < static_cast<int64_t>(teacher.layers.size()); ++layer) {
+        const std::size_t l = static_cast<std::size_t>(layer);
+        if (type_of(teacher.layers[l]) != type) continue;
+        ++room.layers;
+        if (surrogate.cost[l] && !has_layer(options.keep, layer)) ++room.droppable;
+        if (has_layer(options.drop, layer)) ++room.always_dropped;
+    }
+    return room;
 }
 
 // The widest FFN width that every FFN of the teacher can be cut to.
@@ -72,11 +94,65 @@ std::vector<WidthChoice> asked_widths(const Surrogate& surrogate, const Architec
     return choices;
 }
 
+// The order in which layers of a type go: those named by --drop first, then the cheapest; those named by
+// --keep never.
+std::vector<int64_t> order_of(const Surrogate& surrogate, const Architecture& teacher,
+                              const SearchOptions& options, LayerType type) {
+    std::vector<int64_t> order = drop_order(surrogate, teacher, type);
+    std::erase_if(order, [&](int64_t layer) { return has_layer(options.keep, layer); });
+    std::stable_partition(order.begin(), order.end(),
+                          [&](int64_t layer) { return has_layer(options.drop, layer); });
+    return order;
+}
+
+void check_heads(const Architecture& teacher, const SearchOptions& options) {
+    if (!options.mamba_heads) return;
+    if (teacher.count(LayerType::mamba) == 0)
+        fail_usage(fmt::format("--mamba-heads {}: the teacher has no Mamba layer", *options.mamba_heads));
+    for (const Layer& layer : teacher.layers) {
+        const auto* mamba = std::get_if<Mamba>(&layer);
+        if (mamba == nullptr) continue;
+        const int64_t own = div_exact(mamba->heads, mamba->groups);
+        if (*options.mamba_heads < 1 || *options.mamba_heads > own)
+            fail_usage(fmt::format("--mamba-heads {}: expected 1..{}, the heads of a group of the teacher",
+                                   *options.mamba_heads, own));
+    }
+}
+
+}  // namespace
+
+std::vector<int64_t> kept_choices(const Surrogate& surrogate, const Architecture& teacher,
+                                  const SearchOptions& options, LayerType type) {
+    const Room room = room_of(surrogate, teacher, options, type);
+    const int64_t least = room.layers - room.droppable, most = room.layers - room.always_dropped;
+    std::vector<int64_t> kept = choices_of(options, type).values;
+    if (kept.empty())
+        for (int64_t count = least; count <= most; ++count) kept.push_back(count);
+    for (const int64_t count : kept) {
+        if (count < 0 || count > room.layers)
+            fail_usage(fmt::format("--{}-layers {}: the teacher has {}, expected 0..{}", name(type), count,
+                                   room.layers, room.layers));
+        if (count < least)
+            fail_usage(
+                fmt::format("--{}-layers {}: {} of the teacher's {} have no score or are named by --keep "
+                            "and never dropped, expected at least {}",
+                            name(type), count, least, room.layers, least));
+        if (count > most)
+            fail_usage(fmt::format("--{}-layers {}: --drop names {} of the teacher's {}, expected at most {}",
+                                   name(type), count, room.always_dropped, room.layers, most));
+    }
+    std::sort(kept.begin(), kept.end());
+    kept.erase(std::unique(kept.begin(), kept.end()), kept.end());
+    return kept;
+}
+
 std::vector<WidthChoice> width_grid(const Surrogate& surrogate, const Architecture& teacher,
-                                    const Choices& asked) {
-    if (!asked.values.empty()) return asked_widths(surrogate, teacher, asked.values);
+                                    const SearchOptions& options) {
+    if (!options.ffn_width.values.empty()) return asked_widths(surrogate, teacher, options.ffn_width.values);
     std::vector<WidthChoice> choices = {{.narrowed = std::nullopt, .term = 0.0}};
-    if (teacher.count(LayerType::ffn) == 0) return choices;
+    // Widths of single layers take the place of common ones: both at once would give a student two
+    // predictions.
+    if (teacher.count(LayerType::ffn) == 0 || !options.ffn_widths.values.empty()) return choices;
     for (auto point = surrogate.width_terms.rbegin(); point != surrogate.width_terms.rend(); ++point) {
         const int64_t width = point->first;
         if (width > narrowest_ffn(teacher))
@@ -88,7 +164,31 @@ std::vector<WidthChoice> width_grid(const Surrogate& surrogate, const Architectu
     return choices;
 }
 
-}  // namespace
+std::vector<int64_t> own_widths(const Surrogate& surrogate, const Architecture& teacher,
+                                const SearchOptions& options) {
+    std::vector<int64_t> widths = options.ffn_widths.values;
+    if (widths.empty()) return widths;
+    if (!options.ffn_width.values.empty())
+        fail_usage("--ffn-width and --ffn-widths are given; choose one width for all FFNs or one for each");
+    if (teacher.count(LayerType::ffn) == 0)
+        fail_usage(fmt::format("--ffn-widths {}: the teacher has no FFN layer", widths.front()));
+    std::sort(widths.rbegin(), widths.rend());
+    widths.erase(std::unique(widths.begin(), widths.end()), widths.end());
+    int64_t widest = 0;
+    for (const Layer& layer : teacher.layers)
+        if (const auto* ffn = std::get_if<Ffn>(&layer)) widest = std::max(widest, ffn->width);
+    for (const int64_t width : widths) {
+        if (width < 1 || width > widest)
+            fail_usage(
+                fmt::format("--ffn-widths {}: expected 1..{}, the teacher's own width", width, widest));
+        if (width != teacher.ffn_width() && !surrogate.width_terms.contains(width))
+            fail_usage(
+                fmt::format("--ffn-widths {}: the scores have no {} for this width (ffn_width_curve), so "
+                            "widths cannot be compared; score with --width {}",
+                            width, name(surrogate.objective), width));
+    }
+    return widths;
+}
 
 Workload workload_at(const Workload& workload, const Fit& fit) {
     Workload at = workload;
@@ -109,14 +209,17 @@ int64_t budget_of(const SearchOptions& options, const Fit& fit) {
 Limits limits_of(const SearchOptions& options) {
     Limits limits;
     if (options.mem_budget >= 0) limits.bytes = options.mem_budget;
+    limits.seconds = options.max_latency;
     limits.params = options.max_params;
     for (const Fit& fit : options.fits) limits.fits.push_back(budget_of(options, fit));
     return limits;
 }
 
 Space::Space(const Architecture& teacher, const Surrogate& surrogate, const SearchOptions& options)
-    : surrogate_(surrogate), buffers_(options.workload.buffers) {
+    : surrogate_(surrogate), buffers_(options.workload.buffers), mamba_heads_(options.mamba_heads) {
     MP_ASSERT(surrogate.cost.size() == teacher.layers.size());
+    check_pinned(surrogate, teacher, options);
+    check_heads(teacher, options);
     std::vector<Workload> workloads = {options.workload};
     for (const Fit& fit : options.fits) workloads.push_back(workload_at(options.workload, fit));
     outer_units_.resize(workloads.size());
@@ -124,22 +227,32 @@ Space::Space(const Architecture& teacher, const Surrogate& surrogate, const Sear
         Axis& axis = axes_[static_cast<std::size_t>(type)];
         axis.kept_units.resize(workloads.size());
         axis.layers = teacher.count(type);
-        axis.order = drop_order(surrogate, teacher, type);
-        axis.choices = nas::dropped_choices(choices_of(options, type), type, axis.layers,
-                                            static_cast<int64_t>(axis.order.size()));
-        axis.cost = {0.0};
-        for (const int64_t layer : axis.order)
-            axis.cost.push_back(axis.cost.back() + *surrogate.cost[static_cast<std::size_t>(layer)]);
+        axis.order = order_of(surrogate, teacher, options, type);
+        const std::vector<int64_t> kept = kept_choices(surrogate, teacher, options, type);
+        for (auto count = kept.rbegin(); count != kept.rend(); ++count)
+            axis.choices.push_back(axis.layers - *count);
+        // Added in drop order whatever --drop puts first: the additions of predict_additive, in the same
+        // bits.
+        const std::vector<int64_t> by_cost = drop_order(surrogate, teacher, type);
+        for (std::size_t d = 0; d <= axis.order.size(); ++d) {
+            const std::vector<int64_t> dropped(axis.order.begin(), axis.order.begin() + static_cast<long>(d));
+            double cost = 0;
+            for (const int64_t layer : by_cost)
+                if (has_layer(dropped, layer)) cost += *surrogate.cost[static_cast<std::size_t>(layer)];
+            axis.cost.push_back(cost);
+        }
         for (std::size_t d = 0; surrogate.type_corrections && d < axis.cost.size(); ++d)
             axis.correction.push_back(
                 surrogate.type_corrections->cost(type, axis.cost[d], static_cast<int64_t>(d), axis.layers) -
                 axis.cost[d]);
     }
-    widths_ = width_grid(surrogate, teacher, options.ffn_width);
+    widths_ = width_grid(surrogate, teacher, options);
     for (const WidthChoice& width : widths_) {
         StudentPlan sizes;
         sizes.ffn_width = width.narrowed;
-        tabulate(student_architecture(teacher, sizes), workloads);
+        sizes.mamba_heads_per_group = mamba_heads_;
+        tabulate(student_architecture(teacher, sizes), workloads,
+                 options.latency ? &*options.latency : nullptr);
     }
 }
 
@@ -147,14 +260,15 @@ template <class Keep>
 void Space::for_each_kept(const Architecture& sized, LayerType type, Keep keep) const {
     const Axis& axis = axes_[static_cast<std::size_t>(type)];
     for (int64_t layer = 0; layer < static_cast<int64_t>(sized.layers.size()); ++layer)
-        if (type_of(sized.layers[static_cast<std::size_t>(layer)]) == type &&
-            !surrogate_.cost[static_cast<std::size_t>(layer)])
+        if (type_of(sized.layers[static_cast<std::size_t>(layer)]) == type && !has_layer(axis.order, layer))
             keep(axis.order.size(), layer);
     for (std::size_t d = axis.order.size(); d-- > 0;) keep(d, axis.order[d]);
 }
 
-void Space::tabulate(const Architecture& sized, const std::vector<Workload>& workloads) {
+void Space::tabulate(const Architecture& sized, const std::vector<Workload>& workloads,
+                     const LatencyTable* latency) {
     outer_params_ = outer_parameters(sized);
+    outer_seconds_ = latency ? latency->outer : 0;
     for (std::size_t w = 0; w < workloads.size(); ++w) {
         const LayerMemory memory = layer_memory(sized, workloads[w]);
         outer_units_[w] = memory.outer;
@@ -171,11 +285,16 @@ void Space::tabulate(const Architecture& sized, const std::vector<Workload>& wor
     for (const LayerType type : kLayerTypes) {
         Axis& axis = axes_[static_cast<std::size_t>(type)];
         std::vector<int64_t> params(axis.order.size() + 1, 0);
+        std::vector<double> seconds(axis.order.size() + 1, 0);
         int64_t kept = 0;
+        double kept_seconds = 0;
         for_each_kept(sized, type, [&](std::size_t d, int64_t layer) {
-            params[d] = kept += parameters(sized, sized.layers[static_cast<std::size_t>(layer)]);
+            const Layer& sizes = sized.layers[static_cast<std::size_t>(layer)];
+            params[d] = kept += parameters(sized, sizes);
+            seconds[d] = kept_seconds += latency ? latency->seconds(sizes) : 0;
         });
         axis.kept_params.push_back(std::move(params));
+        axis.kept_seconds.push_back(std::move(seconds));
     }
 }
 
@@ -199,13 +318,20 @@ bool Space::within(const Limits& limits, const Point& point) const {
     if (limits.bytes && memory(point).total() > *limits.bytes) return false;
     for (std::size_t fit = 0; fit < limits.fits.size(); ++fit)
         if (fit_total(fit, point) > limits.fits[fit]) return false;
-    return true;
+    return !limits.seconds || seconds(point) <= *limits.seconds;
 }
 
 int64_t Space::params(const Point& point) const {
     int64_t sum = outer_params_;
     for (std::size_t t = 0; t < kTypes; ++t)
         sum += axes_[t].kept_params[point.width][static_cast<std::size_t>(point.dropped[t])];
+    return sum;
+}
+
+double Space::seconds(const Point& point) const {
+    double sum = outer_seconds_;
+    for (std::size_t t = 0; t < kTypes; ++t)
+        sum += axes_[t].kept_seconds[point.width][static_cast<std::size_t>(point.dropped[t])];
     return sum;
 }
 
@@ -258,6 +384,8 @@ StudentPlan Space::plan(const Point& point) const {
     plan.drop = drop(point);
     const std::size_t ffn = static_cast<std::size_t>(LayerType::ffn);
     if (axes_[ffn].layers > point.dropped[ffn]) plan.ffn_width = widths_[point.width].narrowed;
+    const std::size_t mamba = static_cast<std::size_t>(LayerType::mamba);
+    if (axes_[mamba].layers > point.dropped[mamba]) plan.mamba_heads_per_group = mamba_heads_;
     return plan;
 }
 

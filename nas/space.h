@@ -28,10 +28,23 @@ struct WidthChoice {
     std::optional<double> term;       // of the predictor; null where it is not known
 };
 
+// The common FFN widths that are considered, widest first. Error usage where the options contradict the
+// teacher or the scores.
+std::vector<WidthChoice> width_grid(const Surrogate& surrogate, const Architecture& teacher,
+                                    const SearchOptions& options);
+// The widths that single FFNs may take beside their own, widest first; empty without --ffn-widths. Errors
+// alike.
+std::vector<int64_t> own_widths(const Surrogate& surrogate, const Architecture& teacher,
+                                const SearchOptions& options);
+// The numbers of layers of a type that may be kept, ascending, at least one. Errors alike.
+std::vector<int64_t> kept_choices(const Surrogate& surrogate, const Architecture& teacher,
+                                  const SearchOptions& options, LayerType type);
+
 // What a student may take at most.
 struct Limits {
     std::optional<int64_t> bytes, params;
-    std::vector<int64_t> fits = {};  // bytes at each of SearchOptions::fits
+    std::vector<int64_t> fits = {};      // bytes at each of SearchOptions::fits
+    std::optional<double> seconds = {};  // by the latency table
 };
 // Error usage where a fit has no budget.
 Limits limits_of(const SearchOptions& options);
@@ -56,6 +69,8 @@ class Space {
     std::size_t fits() const { return outer_units_.size() - 1; }
     bool within(const Limits& limits, const Point& point) const;
     int64_t params(const Point& point) const;
+    // By the options' latency table; 0 without one.
+    double seconds(const Point& point) const;
     Predicted predicted(const Point& point) const;
     double value(const Point& point) const;
     // The student that keeps more: the next larger count of a type, or the next wider width; null where the
@@ -88,8 +103,10 @@ class Space {
         // [workload][width][d], of the layers kept; workload 0 is the search's, k + 1 the k-th fit's.
         std::vector<std::vector<std::vector<MemoryUnits>>> kept_units;
         std::vector<std::vector<int64_t>> kept_params;  // [width][d]
+        std::vector<std::vector<double>> kept_seconds;  // [width][d]
     };
-    void tabulate(const Architecture& sized, const std::vector<Workload>& workloads);
+    void tabulate(const Architecture& sized, const std::vector<Workload>& workloads,
+                  const LatencyTable* latency);
     // Calls keep(d, layer) for the layers of a type from the ones always kept to the first of the order: the
     // layer is kept by every student that drops at most d of the type.
     template <class Keep>
@@ -101,6 +118,8 @@ class Space {
     std::vector<WidthChoice> widths_;
     std::vector<MemoryUnits> outer_units_;  // [workload]
     int64_t outer_params_ = 0, buffers_ = 0;
+    std::optional<int64_t> mamba_heads_;
+    double outer_seconds_ = 0;
 };
 
 }  // namespace minipuzzle::nas

@@ -41,6 +41,22 @@ std::optional<double> width_term(const Surrogate& surrogate, const Architecture&
     return found == surrogate.width_terms.end() ? std::nullopt : std::optional(found->second);
 }
 
+std::optional<double> layer_width_term(const Surrogate& surrogate, const Architecture& teacher, int64_t layer,
+                                       int64_t width) {
+    const auto own = [&](int64_t l) { return surrogate.cost[static_cast<std::size_t>(l)]; };
+    const auto* ffn = std::get_if<Ffn>(&teacher.layers[static_cast<std::size_t>(layer)]);
+    MP_ASSERT(ffn != nullptr);
+    if (width == ffn->width) return 0.0;
+    const auto term = surrogate.width_terms.find(width);
+    if (term == surrogate.width_terms.end() || !own(layer)) return std::nullopt;
+    double sum = 0, scored = 0;
+    for (const int64_t l : drop_order(surrogate, teacher, LayerType::ffn)) {
+        sum += std::max(0.0, *own(l));
+        ++scored;
+    }
+    return term->second * (sum > 0 ? std::max(0.0, *own(layer)) / sum : 1 / scored);
+}
+
 Predicted combine(const Surrogate& surrogate, double layers, std::optional<double> width) {
     Predicted predicted;
     predicted.base = surrogate.base;
@@ -50,6 +66,22 @@ Predicted combine(const Surrogate& surrogate, double layers, std::optional<doubl
     if (surrogate.objective == Objective::loss_delta && surrogate.base) predicted.loss = predicted.value;
     return predicted;
 }
+
+namespace {
+
+// The terms of FFNs that are narrowed one by one; null where one is not known.
+std::optional<double> own_width_terms(const Surrogate& surrogate, const Architecture& teacher,
+                                      const StudentPlan& plan) {
+    double sum = 0;
+    for (const auto& [layer, width] : plan.ffn_widths) {
+        const std::optional<double> term = layer_width_term(surrogate, teacher, layer, width);
+        if (!term) return std::nullopt;
+        sum += *term;
+    }
+    return sum;
+}
+
+}  // namespace
 
 Predicted predict_additive(const Surrogate& surrogate, const Architecture& teacher, const StudentPlan& plan) {
     double layers = 0;
@@ -66,10 +98,36 @@ Predicted predict_additive(const Surrogate& surrogate, const Architecture& teach
                 fmt::format("layer {} is dropped but its {} is null in the scores: nothing can be "
                             "predicted; keep it or score it",
                             layer, name(surrogate.objective)));
-    if (!plan.ffn_widths.empty()) return combine(surrogate, layers, std::nullopt);
+    if (!plan.ffn_widths.empty())
+        return combine(surrogate, layers, own_width_terms(surrogate, teacher, plan));
     const bool has_ffn = student_architecture(teacher, plan).count(LayerType::ffn) > 0;
     if (!plan.ffn_width || !has_ffn) return combine(surrogate, layers, 0.0);
     return combine(surrogate, layers, width_term(surrogate, teacher, *plan.ffn_width));
+}
+
+std::string_view name(Predictor predictor) {
+    if (predictor == Predictor::automatic) return "auto";
+    return predictor == Predictor::additive ? "additive" : "pairs";
+}
+
+bool uses_pairs(const Surrogate& surrogate, Predictor predictor) {
+    const bool known = surrogate.interactions.has_value();
+    if (predictor == Predictor::pairs && !known)
+        fail_usage(
+            "--predictor pairs: the scores hold no pairs of layers for this objective; score with --pairs "
+            "and "
+            "use the objective loss_delta, or take --predictor additive");
+    return known && predictor != Predictor::additive;
+}
+
+Predicted predict_with(Predictor predictor, const Surrogate& surrogate, const Architecture& teacher,
+                       const StudentPlan& plan) {
+    Predicted predicted = predict_additive(surrogate, teacher, plan);
+    if (!uses_pairs(surrogate, predictor)) return predicted;
+    predicted.pairs = surrogate.interactions->pairs(plan.drop);
+    predicted.value += *predicted.pairs;
+    if (predicted.loss) predicted.loss = predicted.value;
+    return predicted;
 }
 
 namespace {
@@ -101,14 +159,13 @@ Predicted corrected(Predicted predicted, double correction) {
 }
 
 Predicted predict(const Surrogate& surrogate, const Architecture& teacher, const StudentPlan& plan) {
-    Predicted predicted = predict_additive(surrogate, teacher, plan);
     if (surrogate.type_corrections)
-        return corrected(std::move(predicted), type_correction(surrogate, teacher, plan));
-    if (!surrogate.interactions) return predicted;
-    predicted.pairs = surrogate.interactions->pairs(plan.drop);
-    if (surrogate.interactions->fitted())
-        predicted.correction = surrogate.interactions->correction(plan.drop);
-    predicted.value += *predicted.pairs + predicted.correction.value_or(0.0);
+        return corrected(predict_additive(surrogate, teacher, plan),
+                         type_correction(surrogate, teacher, plan));
+    Predicted predicted = predict_with(Predictor::automatic, surrogate, teacher, plan);
+    if (!surrogate.interactions || !surrogate.interactions->fitted()) return predicted;
+    predicted.correction = surrogate.interactions->correction(plan.drop);
+    predicted.value += *predicted.correction;
     if (predicted.loss) predicted.loss = predicted.value;
     return predicted;
 }

@@ -30,6 +30,13 @@ std::vector<int64_t> drop_order(const Surrogate& surrogate, const Architecture& 
 // The width term of one FFN width below the teacher's; null where the curve does not have it.
 std::optional<double> width_term(const Surrogate& surrogate, const Architecture& teacher, int64_t ffn_width);
 
+// The cost of narrowing FFN layer `layer` alone to `width`, all others left as they are: the curve's term, of
+// all FFN layers narrowed to it, shared among the scored FFN layers in proportion to their costs (those below
+// 0 count as 0; alike where none is above it). Null where the curve does not have the width or the layer has
+// no score.
+std::optional<double> layer_width_term(const Surrogate& surrogate, const Architecture& teacher, int64_t layer,
+                                       int64_t width);
+
 // Puts the terms together: the one place that adds them.
 Predicted combine(const Surrogate& surrogate, double layers, std::optional<double> width);
 
@@ -38,6 +45,15 @@ Predicted corrected(Predicted predicted, double correction);
 
 // The additive prediction for any plan. Error bad_input where it drops a layer without a score.
 Predicted predict_additive(const Surrogate& surrogate, const Architecture& teacher, const StudentPlan& plan);
+
+// Whether the predictor asked for counts pairs of layers. Error usage where it should and the scores have
+// none.
+bool uses_pairs(const Surrogate& surrogate, Predictor predictor);
+
+// The prediction that a search minimises: the additive one, with the measured pairs where uses_pairs(). What
+// larger removals add is left out: no exact solver reaches it. Errors alike.
+Predicted predict_with(Predictor predictor, const Surrogate& surrogate, const Architecture& teacher,
+                       const StudentPlan& plan);
 
 // The prediction for any plan, with interactions or corrections where they are known, else the additive one.
 // Errors alike.

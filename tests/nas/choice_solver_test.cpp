@@ -1,0 +1,77 @@
+// The solvers of multiple-choice problems against looking at every assignment.
+#include "nas/choice_solver.h"
+
+#include "tests/catch.h"
+#include "tests/nas/instances.h"
+
+using namespace minipuzzle::nas;
+using minipuzzle::nas::testing::Random;
+
+namespace {
+
+// Costs in sixty-fourths: sums are exact. Pairs of both signs; limits above, below, both, in several rows
+// with a divisor; some cannot be met.
+ChoiceProblem random_problem(uint64_t seed) {
+    Random random(seed);
+    ChoiceProblem problem;
+    problem.constant = static_cast<double>(random.below(9)) / 4;
+    const std::size_t rows = 1 + static_cast<std::size_t>(random.below(4));
+    for (std::size_t r = 0; r < rows; ++r) problem.fixed.push_back(random.below(50));
+    const int64_t scale = random.chance(3) ? 1000003 : 1;
+    const int64_t items = 2 + random.below(7);
+    for (int64_t i = 0; i < items; ++i) {
+        std::vector<Choice>& item = problem.items.emplace_back();
+        const int64_t choices = random.chance(6) ? 1 : 2 + (random.chance(3) ? random.below(3) : 0);
+        for (int64_t c = 0; c < choices; ++c) {
+            Choice choice{.cost = static_cast<double>(random.below(40) - 8) / 64, .weights = {}};
+            for (std::size_t r = 0; r < rows; ++r)
+                choice.weights.push_back((random.below(60) - (random.chance(5) ? 20 : 0)) * scale +
+                                         (random.chance(2) ? random.below(3) : 0));
+            item.push_back(std::move(choice));
+        }
+    }
+    const int64_t density = 1 + random.below(4);
+    for (std::size_t j = 1; j < problem.items.size(); ++j)
+        for (std::size_t i = 0; i < j; ++i)
+            for (std::size_t c = 0; c < problem.items[i].size(); ++c)
+                for (std::size_t d = 0; d < problem.items[j].size(); ++d)
+                    if (random.chance(density + 1))
+                        problem.pairs.push_back(
+                            {i, c, j, d, static_cast<double>(random.below(40) - 20) / 64});
+    const int64_t constraints = 1 + random.below(3);
+    for (int64_t k = 0; k < constraints; ++k) {
+        ChoiceConstraint constraint{.name = "limit", .rows = {}, .divisor = random.chance(2) ? 1 : 16};
+        for (std::size_t r = 0; r < rows; ++r)
+            if (random.chance(2) || r == 0) constraint.rows.push_back(r);
+        // Around what some assignment amounts to, so that limits are often met exactly.
+        Assignment assignment;
+        for (const auto& item : problem.items)
+            assignment.push_back(static_cast<std::size_t>(random.below(static_cast<int64_t>(item.size()))));
+        const int64_t amount = amount_of(problem, constraint, assignment);
+        if (!random.chance(3)) constraint.upper = amount + (random.chance(2) ? 0 : random.below(20) - 10);
+        if (random.chance(3)) constraint.lower = amount - (random.chance(2) ? 0 : random.below(100) - 5);
+        problem.constraints.push_back(std::move(constraint));
+    }
+    return problem;
+}
+
+void check_equal(const ChoiceProblem& problem, const ChoiceSolution& expected, const ChoiceSolution& found) {
+    REQUIRE(found.status == expected.status);
+    if (expected.status == ChoiceStatus::infeasible) return;
+    REQUIRE(found.cost == expected.cost);
+    REQUIRE(found.bound == found.cost);
+    REQUIRE(satisfies(problem, found.assignment));
+    REQUIRE(cost_of(problem, found.assignment) == found.cost);
+}
+
+}  // namespace
+
+TEST_CASE("CBC equals enumeration on random problems") {
+    for (uint64_t seed = 0; seed < 200; ++seed) {
+        INFO("seed " << seed);
+        const ChoiceProblem problem = random_problem(seed);
+        const ChoiceSolution expected = solve_by_enumeration(problem);
+        check_equal(problem, expected, solve_by_cbc(problem, {.restarts = -1}));
+        check_equal(problem, expected, solve_by_cbc(problem, {}));
+    }
+}

@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cmath>
 #include <iterator>
 
 #include "cli/model_loading.h"
@@ -40,37 +41,68 @@ std::string frontier_table(const nas::SearchResult& result) {
     return text + "\n" + table.text();
 }
 
-std::string candidate_table(const nas::SearchResult& result) {
-    std::vector<const nas::Candidate*> shown;
-    for (const nas::Candidate& candidate : result.candidates)
-        if (shown.size() < kShownCandidates || candidate.id == result.best) shown.push_back(&candidate);
-    const bool measured = std::any_of(result.candidates.begin(), result.candidates.end(),
-                                      [](const nas::Candidate& each) { return each.measured.has_value(); });
-    std::vector<std::string> header = {"id", "kept", "ffn_width", "params", "memory", "predicted"};
-    if (measured) header.insert(header.end(), {"loss", "kl", "accuracy", "agreement"});
+// "45/48/5": as kept_text, where there is little room.
+std::string counts_cell(const nas::Candidate& candidate) {
+    return fmt::format("{}/{}/{}", candidate.mamba, candidate.ffn, candidate.attention);
+}
+
+// A table of students; measurements that none of them has are left out, and where tasks take their room
+// the parameters.
+std::string students_table(const nas::SearchResult& result, const std::vector<const nas::Candidate*>& shown) {
+    const auto any = [&](auto has) { return std::any_of(shown.begin(), shown.end(), has); };
+    const bool measured = any([](const nas::Candidate* each) { return each->measured.has_value(); });
+    const bool tasks = any([](const auto* each) { return each->measured && each->measured->tasks; });
+    std::vector<std::string> header = {"id", "M/F/A", "width"};
+    if (!tasks) header.push_back("params");
+    header.insert(header.end(), {"memory", "predicted"});
+    if (measured) header.insert(header.end(), {"loss", "kl", "accuracy", "agree"});
+    if (tasks) header.push_back("tasks");
     header.push_back("");
     Table table(header);
     for (const nas::Candidate* each : shown) {
-        std::vector<std::string> row = {each->id,
-                                        kept_text(result.teacher_pattern, each->plan.drop),
-                                        width_cell(each->ffn_width),
-                                        format_count(each->params),
-                                        format_bytes(each->memory.total()),
-                                        cell(each->predicted.value)};
-        if (measured) {
-            const auto& figures = each->measured;
-            const auto figure = [&](double nas::Measured::*of) {
-                return cell(figures ? std::optional((*figures).*of) : std::nullopt);
-            };
+        std::vector<std::string> row = {each->id, counts_cell(*each), width_cell(each->ffn_width)};
+        if (!tasks) row.push_back(format_count(each->params));
+        row.insert(row.end(), {format_bytes(each->memory.total()), cell(each->predicted.value)});
+        const auto& figures = each->measured;
+        const auto figure = [&](double nas::Measured::*of) {
+            return cell(figures ? std::optional((*figures).*of) : std::nullopt);
+        };
+        if (measured)
             row.insert(row.end(),
                        {figure(&nas::Measured::loss), figure(&nas::Measured::kl),
                         figure(&nas::Measured::next_token_accuracy), figure(&nas::Measured::top1_agreement)});
-        }
+        if (tasks)
+            row.push_back(
+                cell(figures && figures->tasks ? std::optional(figures->tasks->accuracy) : std::nullopt));
         row.push_back(each->id == result.best ? "<- best" : "");
         table.add(std::move(row));
     }
-    return fmt::format("candidates, {} of {} in order of prediction\n{}", shown.size(),
-                       result.candidates.size(), table.text());
+    return table.text();
+}
+
+std::string candidate_table(const nas::SearchResult& result) {
+    std::vector<const nas::Candidate*> shown, finalists;
+    for (const nas::Candidate& candidate : result.candidates)
+        if (shown.size() < kShownCandidates || candidate.id == result.best) shown.push_back(&candidate);
+    for (const std::string& id : result.finalists) finalists.push_back(&nas::find_candidate(result, id));
+    std::string text;
+    if (!finalists.empty())
+        text = fmt::format("finalists, {}\n{}\n", finalists.size(), students_table(result, finalists));
+    return text + fmt::format("candidates, {} of {} in order of prediction\n{}", shown.size(),
+                              result.candidates.size(), students_table(result, shown));
+}
+
+// Costs are the measurement, or its negation where more is better.
+std::string rounds_table(const nas::SearchResult& result) {
+    if (result.rounds.empty()) return "";
+    Table table({"round", "measured", "new", "best", "its " + result.select_by, "Spearman"});
+    for (std::size_t i = 0; i < result.rounds.size(); ++i) {
+        const nas::SearchRound& round = result.rounds[i];
+        table.add({std::to_string(i + 1), std::to_string(round.measured), std::to_string(round.fresh),
+                   round.best, cell(std::fabs(round.best_cost)), cell(round.rank_correlation)});
+    }
+    return "rounds of measuring; Spearman: a round's students as foretold against measured\n" + table.text() +
+           "\n";
 }
 
 std::string corrections_text(const nas::TypeCorrections& corrections) {
@@ -124,11 +156,11 @@ std::string best_text(const nas::SearchResult& result) {
     text += wrapped(fmt::format("drops {}", fmt::join(best.plan.drop, ", ")), kColumns);
     for (std::size_t i = 0; i < result.constraints.size(); ++i) {
         const nas::Constraint& at = result.constraints[i];
-        text += wrapped(
-            fmt::format("context {}, batch {}: {} bytes ({}) of at most {}; the teacher takes {}", at.context,
-                        at.batch, best.fit_totals[i], format_bytes(best.fit_totals[i]), format_bytes(at.bytes),
-                        format_bytes(at.total)),
-            kColumns);
+        text +=
+            wrapped(fmt::format("context {}, batch {}: {} bytes ({}) of at most {}; the teacher takes {}",
+                                at.context, at.batch, best.fit_totals[i], format_bytes(best.fit_totals[i]),
+                                format_bytes(at.bytes), format_bytes(at.total)),
+                    kColumns);
     }
     if (result.rank_correlation)
         text += fmt::format("Spearman, predicted against measured: {:.4f}\n", *result.rank_correlation);
@@ -177,8 +209,8 @@ int64_t knee_of(const std::vector<nas::FrontierPoint>& frontier) {
 }
 
 std::string search_summary(const nas::SearchResult& result) {
-    return asked_text(result) + proof_text(result) + best_text(result) + "\n" + candidate_table(result) +
-           "\n" + frontier_table(result);
+    return asked_text(result) + proof_text(result) + best_text(result) + "\n" + rounds_table(result) +
+           candidate_table(result) + "\n" + frontier_table(result);
 }
 
 std::string kept_text(const std::string& teacher_pattern, const std::vector<int64_t>& drop) {

@@ -53,6 +53,15 @@ std::vector<Figure> measured_figures(const nas::SearchResult& search,
         for (const nas::Candidate* student : students) figure.add(value(student->measured));
         figures.push_back(std::move(figure));
     }
+    Figure tasks{.heading = "tasks", .cells = {""}};
+    const auto share = [](const std::optional<nas::Measured>& measured) -> std::optional<std::string> {
+        if (!measured || !measured->tasks) return std::nullopt;
+        const auto& [accuracy, error] = *measured->tasks;
+        return fixed_text(accuracy, 3) + (error ? " \u00b1 " + fixed_text(*error, 3) : "");
+    };
+    if (const auto teacher = share(search.teacher_measured)) tasks.cells[0] = *teacher;
+    for (const nas::Candidate* student : students) tasks.add(share(student->measured));
+    figures.push_back(std::move(tasks));
     return figures;
 }
 
@@ -74,6 +83,7 @@ std::vector<Figure> figures_of(const nas::SearchResult& search,
     const std::string& pattern = search.teacher_pattern;
     const auto count = [&](char wanted) { return std::count(pattern.begin(), pattern.end(), wanted); };
     const int decimals = predicted_decimals(search);
+    const double shift = prediction_shift(search);
     Figure kept{.heading = "kept", .cells = {counts_text(count('M'), count('-'), count('*'))}};
     Figure width{.heading = "FFN width", .cells = {""}};
     Figure params{.heading = "params", .cells = {count_text(search.teacher_params)}};
@@ -86,7 +96,7 @@ std::vector<Figure> figures_of(const nas::SearchResult& search,
         params.add(count_text(student->params));
         memory.add(fmt::format("<span title=\"{}\">{}</span>", exact_bytes(student->memory.total()),
                                memory_text(student->memory.total())));
-        predicted.add(fixed_text(student->predicted.value, decimals));
+        predicted.add(fixed_text(student->predicted.value + shift, decimals));
         fitted.add(fixed(student->predicted.fitted));
         round.add(student->round ? std::optional(grouped(*student->round)) : std::nullopt);
     }

@@ -278,7 +278,7 @@ std::vector<LegendEntry> entries_of(const Chart& chart, bool measured) {
 }  // namespace
 
 std::string frontier_chart(const nas::SearchResult& search) {
-    const double shift = comparable(search) ? prediction_shift(search) : 0;
+    const double shift = prediction_shift(search);
     const Figure predicted = [&](const nas::Candidate& c) {
         return std::optional(c.predicted.value + shift);
     };

@@ -115,7 +115,7 @@ Row candidate_row(const nas::SearchResult& search, const nas::Candidate& candida
                  counts_text(candidate.mamba, candidate.ffn, candidate.attention)};
     row.cells.push_back(fmt::format("<span title=\"{}\">{}</span>", exact_bytes(candidate.memory.total()),
                                     memory_text(candidate.memory.total())));
-    row.cells.push_back(fixed_text(candidate.predicted.value, shape.decimals));
+    row.cells.push_back(fixed_text(candidate.predicted.value + prediction_shift(search), shape.decimals));
     if (shape.measured)
         row.cells.push_back(candidate.measured
                                 ? fixed_text(selected_value(*candidate.measured, search.select_by), 4)

@@ -23,7 +23,7 @@ struct Pair {
 };
 
 std::vector<Pair> pairs_of(const nas::SearchResult& search) {
-    const double shift = comparable(search) ? prediction_shift(search) : 0;
+    const double shift = prediction_shift(search);
     std::vector<Pair> pairs;
     for (const nas::Candidate& candidate : search.candidates)
         if (candidate.measured)

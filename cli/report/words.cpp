@@ -92,6 +92,7 @@ std::string measured_axis(const std::string& select_by) {
     if (select_by == "kl") return "KL to the teacher (nats per token)";
     if (select_by == "accuracy") return "next-token accuracy";
     if (select_by == "agreement") return "agreement with the teacher";
+    if (select_by == "tasks") return "share of task rows answered rightly";
     return "loss (nats per token)";
 }
 
@@ -100,6 +101,7 @@ Selection selection_of(const nas::SearchResult& search) {
     if (search.select_by == "kl") return {"lowest measured KL to the teacher", false};
     if (search.select_by == "accuracy") return {"highest measured next-token accuracy", true};
     if (search.select_by == "agreement") return {"highest measured agreement with the teacher", true};
+    if (search.select_by == "tasks") return {"highest accuracy on the tasks", true};
     return {"lowest measured loss", false};
 }
 
@@ -107,6 +109,7 @@ double selected_value(const nas::Measured& measured, const std::string& select_b
     if (select_by == "kl") return measured.kl;
     if (select_by == "accuracy") return measured.next_token_accuracy;
     if (select_by == "agreement") return measured.top1_agreement;
+    if (select_by == "tasks" && measured.tasks) return measured.tasks->accuracy;
     return measured.loss;
 }
 

@@ -27,8 +27,8 @@ std::string predicted_axis(Objective objective);
 
 // Whether what `select_by` measures may stand on the objective's own axis: loss for loss_delta, kl for kl.
 bool comparable(const nas::SearchResult& search);
-// What predictions are raised by to stand beside measurements: the scores' text has another loss than the
-// search's, of the teacher itself; 0 where the objective has no base or the teacher was not measured.
+// What predicted losses are raised by to stand beside measurements: the teacher's own loss on the search's
+// text less that on the scores' text; 0 where the objective has no base or the teacher was not measured.
 double prediction_shift(const nas::SearchResult& search);
 // The measured figure that chose the best candidate, and whether larger is better.
 struct Selection {

@@ -4,12 +4,17 @@
 #include "cli/command.h"
 #include "runtime/layer_activations.h"
 
+namespace minipuzzle::nas {
+struct SearchOptions;
+}
+
 namespace minipuzzle::cli {
 
 // What the deployment memory is computed for; shared by inspect and search.
 struct WorkloadOptions {
-    int64_t context = 8192, batch = 1, buffers = 0;
+    int64_t context = 8192, batch = 1, buffers = 0, prefill_chunk = 0, int4_group = 128;
     std::string weights = "file", kv = "bf16", ssm = "fp32", conv = "bf16";
+    std::string embeddings_type, head_type, norms_type, ssm_parameters_type;  // empty: as all weights
 
     void add_to(OptionTable& table);
 };
@@ -89,12 +94,24 @@ struct ScoreCommand : Command {
     CommandResult run(const Context& context) override;
 };
 
+// What students may be made of, and how the best predicted one is found.
+struct StudentOptions {
+    std::vector<int64_t> keep, drop, ffn_widths;
+    std::optional<int64_t> mamba_heads;
+    std::string predictor = "auto";
+    double solve_seconds = 60;
+
+    void add_to(OptionTable& table);
+    void apply(nas::SearchOptions& options) const;
+};
+
 struct SearchCommand : Command {
     std::string model, arch, scores, out, objective, type_corrections, select_by = "loss";
     std::optional<Amount> mem_budget, max_params;
     WorkloadOptions workload;
     std::vector<std::string> fits;
     std::vector<int64_t> mamba_layers, ffn_layers, attention_layers, ffn_width;
+    StudentOptions students;
     bool all = false;
     std::vector<std::string> data;
     int64_t measure = 32, weight_memory = 0;

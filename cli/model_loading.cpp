@@ -64,6 +64,15 @@ ModelOrArch model_or_arch(const std::string& model, const std::string& arch) {
     return {std::move(architecture), std::move(checkpoint), model};
 }
 
+namespace {
+
+std::optional<nas::ElementType> own_type(const std::string& text) {
+    if (text.empty()) return std::nullopt;
+    return nas::parse_element_type(text);
+}
+
+}  // namespace
+
 nas::Workload workload_of(const WorkloadOptions& options, const Checkpoint* checkpoint) {
     nas::Workload workload{.context = options.context,
                            .batch = options.batch,
@@ -71,7 +80,12 @@ nas::Workload workload_of(const WorkloadOptions& options, const Checkpoint* chec
                            .ssm = nas::parse_element_type(options.ssm),
                            .conv = nas::parse_element_type(options.conv),
                            .buffers = options.buffers,
-                           .weight_dtypes = {}};
+                           .prefill_chunk = options.prefill_chunk,
+                           .int4_group = options.int4_group,
+                           .embeddings = own_type(options.embeddings_type),
+                           .head = own_type(options.head_type),
+                           .norms = own_type(options.norms_type),
+                           .ssm_parameters = own_type(options.ssm_parameters_type)};
     if (options.weights != "file") {
         workload.weights = nas::parse_element_type(options.weights);
     } else if (checkpoint) {
@@ -82,12 +96,19 @@ nas::Workload workload_of(const WorkloadOptions& options, const Checkpoint* chec
 }
 
 std::string describe(const nas::Workload& workload) {
-    return fmt::format(
-        "context {}, batch {}, weights {}, kv {}, ssm {}, conv {}, buffers {}", workload.context,
-        workload.batch,
-        workload.weights_as_in_file ? "as in the file" : std::string(nas::name(workload.weights)),
-        nas::name(workload.kv), nas::name(workload.ssm), nas::name(workload.conv),
-        format_bytes(workload.buffers));
+    std::string text =
+        fmt::format("context {}, batch {}, weights {}, kv {}, ssm {}, conv {}, buffers {}", workload.context,
+                    workload.batch,
+                    workload.weights_as_in_file ? "as in the file" : std::string(nas::name(workload.weights)),
+                    nas::name(workload.kv), nas::name(workload.ssm), nas::name(workload.conv),
+                    format_bytes(workload.buffers));
+    for (const nas::WeightPart part : nas::kWeightParts)
+        if (const auto type = workload.type_of(part))
+            text += fmt::format(", {} {}", nas::name(part), nas::name(*type));
+    if (const Json json = nas::to_json(workload); json.contains("int4_group"))
+        text += fmt::format(", int4 groups of {}", workload.int4_group);
+    if (workload.prefill_chunk > 0) text += fmt::format(", prefill chunk {}", workload.prefill_chunk);
+    return text;
 }
 
 nas::TypeCorrections type_corrections_of(const std::string& file, Objective objective) {

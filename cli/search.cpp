@@ -57,6 +57,7 @@ nas::SearchOptions search_options(const SearchCommand& command, const ModelOrArc
     options.ffn_layers.values = command.ffn_layers;
     options.attention_layers.values = command.attention_layers;
     options.ffn_width.values = command.ffn_width;
+    command.students.apply(options);
     options.all = command.all;
     options.measure = command.measure;
     options.select_by = command.select_by;
@@ -147,6 +148,7 @@ OptionTable SearchCommand::options() {
     table.choices("ffn-layers", ffn_layers, "FFN layers to keep");
     table.choices("attention-layers", attention_layers, "attention layers to keep");
     table.choices("ffn-width", ffn_width, "common FFN width (also A..B:STEP)");
+    students.add_to(table);
     table.word("objective", {"loss_delta", "kl", "hidden_mse", "logit_nmse", "one_minus_cosine"}, objective,
                "what the prediction adds up; loss_delta where the scores have it");
     table.text("type-corrections", "FILE.json", type_corrections,

@@ -117,12 +117,13 @@ std::string corrections_text(const nas::TypeCorrections& corrections) {
                    kColumns);
 }
 
+// What is proven of the best predicted student.
 std::string proof_text(const nas::SearchResult& result) {
-    return result.gap == 0
-               ? fmt::format("proof: no student within the limits is predicted below {:.6f}; gap 0\n",
-                             result.bound)
-               : fmt::format("proof: no student within the limits is predicted below {:.6f}; gap {:.6f}\n",
-                             result.bound, result.gap);
+    const std::string by =
+        result.seconds ? fmt::format("{}, {:.1f} s", result.solver, *result.seconds) : result.solver;
+    return fmt::format(
+        "proof ({} predictor, {}): no student within the limits is predicted below {:.6f}; gap {}\n",
+        name(result.predictor), by, result.bound, result.gap == 0 ? "0" : fmt::format("{:.6f}", result.gap));
 }
 
 std::string asked_text(const nas::SearchResult& result) {

@@ -75,7 +75,7 @@ class Funnel {
   private:
     void measure(const std::vector<std::size_t>& indexes) {
         std::vector<StudentPlan> plans;
-        for (const std::size_t i : indexes) plans.push_back(space_.plan(students_[i].point));
+        for (const std::size_t i : indexes) plans.push_back(plan_of(space_, students_[i]));
         const std::vector<Measured> measured = measurer_(plans);
         MP_ASSERT(measured.size() == plans.size());
         for (std::size_t k = 0; k < indexes.size(); ++k) results_[indexes[k]] = measured[k];

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <set>
 
+#include "nas/free_search.h"
 #include "nas/funnel.h"
 #include "nas/infeasible.h"
 #include "nas/pareto.h"
@@ -20,21 +21,24 @@ constexpr std::size_t kListed = 100;  // candidates listed without `all`
 // The width as people read it: the teacher's own where nothing is narrowed, 0 where there is no single one.
 int64_t printed_width(const Architecture& teacher, const Architecture& student, const StudentPlan& plan) {
     if (student.count(LayerType::ffn) == 0) return 0;
+    if (!plan.ffn_widths.empty()) return student.ffn_width();
     return plan.ffn_width.value_or(teacher.ffn_width());
 }
 
 struct Context {
     const Architecture& teacher;
     const ScoreTable& scores;
+    const SearchOptions& options;
+    const Surrogate& surrogate;
     const Space& space;
     const Solution& solution;
-    const LatencyTable* latency;  // may be null
 };
 
 Candidate candidate_of(const Context& context, const Student& student) {
     Candidate candidate;
-    candidate.plan = context.space.plan(student.point);
-    if (candidate.plan.ffn_width) candidate.plan.width_scores = context.scores.width_scores_file;
+    candidate.plan = plan_of(context.space, student);
+    if (candidate.plan.ffn_width || !candidate.plan.ffn_widths.empty())
+        candidate.plan.width_scores = context.scores.width_scores_file;
     const Architecture architecture = student_architecture(context.teacher, candidate.plan);
     candidate.pattern = architecture.pattern();
     candidate.mamba = architecture.count(LayerType::mamba);
@@ -42,11 +46,15 @@ Candidate candidate_of(const Context& context, const Student& student) {
     candidate.attention = architecture.count(LayerType::attention);
     candidate.ffn_width = printed_width(context.teacher, architecture, candidate.plan);
     candidate.params = student.params;
-    candidate.memory = context.space.memory(student.point);
-    for (std::size_t fit = 0; fit < context.space.fits(); ++fit)
-        candidate.fit_totals.push_back(context.space.fit_total(fit, student.point));
-    if (context.latency) candidate.latency = context.latency->seconds(architecture);
-    candidate.predicted = context.space.predicted(student.point);
+    const auto memory_at = [&](const Workload& workload) {
+        return memory_of(context.teacher, candidate.plan, workload);
+    };
+    candidate.memory = memory_at(context.options.workload);
+    for (const Fit& fit : context.options.fits)
+        candidate.fit_totals.push_back(memory_at(workload_at(context.options.workload, fit)).total());
+    if (context.options.latency) candidate.latency = context.options.latency->seconds(architecture);
+    candidate.predicted =
+        predict_with(context.options.predictor, context.surrogate, context.teacher, candidate.plan);
     candidate.pareto_predicted = on_frontier(context.solution, student);
     return candidate;
 }
@@ -54,7 +62,7 @@ Candidate candidate_of(const Context& context, const Student& student) {
 std::vector<FrontierPoint> frontier_of(const Context& context) {
     std::vector<FrontierPoint> frontier;
     for (const Student& student : context.solution.frontier) {
-        const StudentPlan plan = context.space.plan(student.point);
+        const StudentPlan plan = plan_of(context.space, student);
         frontier.push_back(
             {.total = student.total,
              .value = student.value,
@@ -109,6 +117,69 @@ void mark_measured(SearchResult& result, SelectBy select_by) {
     result.rank_correlation = spearman(predictions, costs);
 }
 
+std::vector<StudentPlan> plans_of(const Space& space, const std::vector<Student>& students) {
+    std::vector<StudentPlan> plans;
+    for (const Student& student : students) plans.push_back(space.plan(student.point));
+    return plans;
+}
+
+// The point of the space that drops as many of each type and has the same common width stands for it.
+Student free_student(const StudentPlan& plan, const Space& space, const SearchProblem& problem) {
+    Point point;
+    for (const int64_t layer : plan.drop)
+        ++point.dropped[static_cast<std::size_t>(
+            type_of(problem.teacher.layers[static_cast<std::size_t>(layer)]))];
+    for (std::size_t width = 0; width < space.widths().size(); ++width)
+        if (plan.ffn_width && space.widths()[width].narrowed == plan.ffn_width) point.width = width;
+    const Predicted predicted =
+        predict_with(problem.options.predictor, problem.surrogate, problem.teacher, plan);
+    return {.point = point,
+            .free = plan,
+            .total = memory_of(problem.teacher, plan, problem.options.workload).total(),
+            .params = parameters(student_architecture(problem.teacher, plan)),
+            .value = predicted.value};
+}
+
+bool is_listed(const StudentPlan& plan, const Space& space, const Solution& solution) {
+    const std::vector<StudentPlan> plans = plans_of(space, solution.maximal);
+    return std::find(plans.begin(), plans.end(), plan) != plans.end();
+}
+
+// The options under which the smallest student is one of the enumerated space: every FFN at the narrowest
+// width.
+SearchOptions narrowest(const SearchOptions& options) {
+    SearchOptions narrow = options;
+    if (options.ffn_widths.values.empty()) return narrow;
+    narrow.ffn_width.values = {
+        *std::min_element(options.ffn_widths.values.begin(), options.ffn_widths.values.end())};
+    narrow.ffn_widths = {};
+    return narrow;
+}
+
+[[noreturn]] void fail_nothing_fits(const SearchProblem& problem, const std::optional<FreeStudent>& free) {
+    if (free && !free->proven)
+        throw Error(
+            ErrorKind::infeasible,
+            fmt::format("no student was found that fits, in the {} s of --solve-seconds; give it more",
+                        problem.options.solve_seconds));
+    const SearchOptions options = narrowest(problem.options);
+    const Space space(problem.teacher, problem.surrogate, options);
+    fail_infeasible({problem.teacher, problem.surrogate, options}, solve(space, limits_of(options)));
+}
+
+// What is proven of the best predicted candidate. Rounding apart, the bound of a complete proof is the best
+// value.
+void add_proof(SearchResult& result, const Student& optimum, const std::optional<FreeStudent>& free) {
+    result.bound = optimum.value;
+    if (free) {
+        result.proven = free->proven;
+        result.solver = free->solver;
+        result.seconds = free->seconds;
+        if (!free->proven) result.bound = std::min(free->bound, optimum.value);
+    }
+    result.gap = std::max(0.0, result.candidates.front().predicted.value - result.bound);
+}
+
 SearchResult describe(const Architecture& teacher, const SearchOptions& options, const Surrogate& surrogate) {
     SearchResult result;
     result.objective = surrogate.objective;
@@ -139,9 +210,17 @@ SearchResult search(const Architecture& teacher, const ScoreTable& scores, const
         make_surrogate(scores, options.objective ? *options.objective : default_objective(scores));
     surrogate.type_corrections = options.type_corrections;
     const Space space(teacher, surrogate, options);
-    const Solution solution = solve(space, limits_of(options));
+    Solution solution = solve(space, limits_of(options));
     if (solution.students == 0) fail_usage("the layer counts given keep no layer at all; keep at least one");
-    if (!solution.optimum) fail_infeasible({teacher, surrogate, options}, solution);
+    const FreeSpace every(teacher, surrogate, options);
+    std::optional<FreeStudent> free;
+    // Corrections by type belong to counts: enumeration reaches every student that they tell apart.
+    if (!surrogate.type_corrections && reaches_further(every, surrogate, options)) {
+        free = search_free(every, plans_of(space, solution.maximal), options.solve_seconds);
+        if (free->plan && !is_listed(*free->plan, space, solution))
+            add_free(solution, free_student(*free->plan, space, {teacher, surrogate, options}));
+    }
+    if (!solution.optimum) fail_nothing_fits({teacher, surrogate, options}, free);
 
     SearchResult result = describe(teacher, options, surrogate);
     const bool measures = measurer && options.measure > 0;
@@ -151,7 +230,7 @@ SearchResult search(const Architecture& teacher, const ScoreTable& scores, const
     std::vector<std::optional<Measured>> measured(students.size());
     if (measures) measured = measure_spread(space, students, {options.measure, select_by}, measurer);
 
-    const Context context{teacher, scores, space, solution, options.latency ? &*options.latency : nullptr};
+    const Context context{teacher, scores, options, surrogate, space, solution};
     for (const std::size_t i : listed(measured, options.all ? students.size() : kListed)) {
         Candidate candidate = candidate_of(context, students[i]);
         candidate.id = fmt::format("c{:03}", result.candidates.size() + 1);
@@ -161,9 +240,9 @@ SearchResult search(const Architecture& teacher, const ScoreTable& scores, const
     result.best = result.candidates.front().id;
     mark_measured(result, select_by);
     result.frontier = frontier_of(context);
-    result.bound = solution.optimum->value;
-    result.gap = students.front().value - result.bound;
     result.compositions = solution.students;
+    result.predictor = uses_pairs(surrogate, options.predictor) ? Predictor::pairs : Predictor::additive;
+    add_proof(result, *solution.optimum, free);
     return result;
 }
 

@@ -20,14 +20,15 @@ struct Choices {
     std::vector<int64_t> values;  // empty: free
 };
 
+// Which prediction is minimised: the additive one, or with the terms of pairs of layers.
+enum class Predictor { automatic, additive, pairs };  // automatic: pairs where the scores have them
+std::string_view name(Predictor predictor);
+
 // One more workload that a student must fit. All but context and batch is as in SearchOptions::workload.
 struct Fit {
     int64_t context = 8192, batch = 1;
     int64_t bytes = -1;  // at most; -1: the mem_budget
 };
-// Which prediction is minimised: the additive one, or with the terms of pairs of layers.
-enum class Predictor { automatic, additive, pairs };  // automatic: pairs where the scores have them
-std::string_view name(Predictor predictor);
 
 struct SearchOptions {
     int64_t mem_budget = -1;  // bytes; -1: none
@@ -130,6 +131,11 @@ struct SearchResult {
     std::vector<SearchRound> rounds;
     std::vector<FrontierPoint> frontier;  // exact Pareto set (total, value) over all budgets, ascending total
     double bound = 0, gap = 0;
+    // Of the proof: whether no student of the space is predicted better; else time ran out, at `gap`.
+    bool proven = true;
+    Predictor predictor = Predictor::additive;
+    std::string solver = "enumeration";
+    std::optional<double> seconds;           // of a solver that is not enumeration
     int64_t compositions = 0;                // considered
     std::optional<double> rank_correlation;  // Spearman, predicted against measured
     std::optional<TypeCorrections> type_corrections;

@@ -66,6 +66,12 @@ Json candidate_json(const Candidate& candidate) {
                  {"pattern", candidate.pattern},
                  {"drop", candidate.plan.drop},
                  {"ffn_width", width_json(candidate.ffn_width)}};
+    if (!candidate.plan.ffn_widths.empty()) {
+        Json& widths = json["ffn_widths"] = Json::object();
+        for (const auto& [layer, width] : candidate.plan.ffn_widths) widths[std::to_string(layer)] = width;
+    }
+    if (candidate.plan.mamba_heads_per_group)
+        json["mamba_heads_per_group"] = *candidate.plan.mamba_heads_per_group;
     json["counts"] = {{"mamba", candidate.mamba}, {"ffn", candidate.ffn}, {"attention", candidate.attention}};
     json["params"] = candidate.params;
     json["memory"] = to_json(candidate.memory);
@@ -110,13 +116,33 @@ Measured read_measured(ObjectReader reader) {
     return measured;
 }
 
+// {"3": 512}: FFN widths of single layers.
+std::map<int64_t, int64_t> read_widths(ObjectReader& reader) {
+    std::map<int64_t, int64_t> widths;
+    const Json* value = reader.optional("ffn_widths");
+    if (value == nullptr) return widths;
+    for (const auto& [key, width] : value->items()) {
+        const bool digits =
+            !key.empty() && key.size() < 10 && key.find_first_not_of("0123456789") == key.npos;
+        if (!digits || !width.is_number_integer())
+            reader.fail(fmt::format("ffn_widths: found \"{}\": {}, expected a layer and its width", key,
+                                    width.dump()));
+        widths[std::stoll(key)] = width.get<int64_t>();
+    }
+    return widths;
+}
+
 Candidate read_candidate(ObjectReader reader) {
     Candidate candidate;
     candidate.id = reader.text("id");
     candidate.pattern = reader.text("pattern");
     candidate.plan.drop = reader.integers("drop");
     candidate.ffn_width = reader.integer("ffn_width", 0);
-    if (candidate.ffn_width != 0) candidate.plan.ffn_width = candidate.ffn_width;
+    candidate.plan.ffn_widths = read_widths(reader);
+    if (candidate.ffn_width != 0 && candidate.plan.ffn_widths.empty())
+        candidate.plan.ffn_width = candidate.ffn_width;
+    if (reader.optional("mamba_heads_per_group"))
+        candidate.plan.mamba_heads_per_group = reader.integer("mamba_heads_per_group");
     ObjectReader counts = reader.object("counts");
     candidate.mamba = counts.integer("mamba");
     candidate.ffn = counts.integer("ffn");
@@ -185,6 +211,23 @@ void read_head(ObjectReader& reader, SearchResult& result) {
     teacher.finish();
 }
 
+// Predictor, solver and seconds are missing in files of before there was a choice.
+void read_proof(ObjectReader proof, SearchResult& result) {
+    const std::string status = proof.text("status");
+    if (status != "optimal_for_predictor" && status != "bounded")
+        proof.fail(fmt::format("status: found \"{}\", expected optimal_for_predictor or bounded", status));
+    result.proven = status == "optimal_for_predictor";
+    result.bound = proof.number("bound");
+    result.gap = proof.number("gap");
+    const std::string predictor = proof.text("predictor", "additive");
+    if (predictor != "additive" && predictor != "pairs")
+        proof.fail(fmt::format("predictor: found \"{}\", expected additive or pairs", predictor));
+    result.predictor = predictor == "pairs" ? Predictor::pairs : Predictor::additive;
+    result.solver = proof.text("solver", "enumeration");
+    result.seconds = proof.optional_number("seconds");
+    proof.finish();
+}
+
 }  // namespace
 
 std::string search_json(const SearchResult& result) {
@@ -211,7 +254,12 @@ std::string search_json(const SearchResult& result) {
                                     {"value", point.value},
                                     {"drop", point.drop},
                                     {"ffn_width", width_json(point.ffn_width)}});
-    json["proof"] = {{"status", "optimal_for_predictor"}, {"bound", result.bound}, {"gap", result.gap}};
+    json["proof"] = {{"status", result.proven ? "optimal_for_predictor" : "bounded"},
+                     {"bound", result.bound},
+                     {"gap", result.gap},
+                     {"predictor", name(result.predictor)},
+                     {"solver", result.solver},
+                     {"seconds", number_or_null(result.seconds)}};
     json["compositions"] = result.compositions;
     json["rank_correlation"] = number_or_null(result.rank_correlation);
     if (result.type_corrections) json["type_corrections"] = type_corrections_json(*result.type_corrections);
@@ -228,11 +276,7 @@ SearchResult read_search(const std::filesystem::path& path) {
     result.best = reader.text("best");
     reader.each("frontier",
                 [&](ObjectReader point) { result.frontier.push_back(read_frontier_point(point)); });
-    ObjectReader proof = reader.object("proof");
-    if (proof.text("status") != "optimal_for_predictor") proof.fail("status: expected optimal_for_predictor");
-    result.bound = proof.number("bound");
-    result.gap = proof.number("gap");
-    proof.finish();
+    read_proof(reader.object("proof"), result);
     result.compositions = reader.integer("compositions", 0);
     result.rank_correlation = reader.optional_number("rank_correlation");
     if (reader.optional("type_corrections"))

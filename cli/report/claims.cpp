@@ -104,6 +104,9 @@ void claims_of_search(const nas::SearchResult& search, std::vector<std::string>&
         grouped(load.context), grouped(load.batch),
         load.weights_as_in_file ? "as in the file" : std::string(nas::name(load.weights)), nas::name(load.kv),
         nas::name(load.ssm), nas::name(load.conv), memory_text(load.buffers)));
+    if (load.prefill_chunk > 0)
+        out.back() += fmt::format(" A prefill of {} tokens a sequence at a time has its workspace in it.",
+                                  grouped(load.prefill_chunk));
 }
 
 }  // namespace

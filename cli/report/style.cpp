@@ -39,7 +39,7 @@ figure{margin:6px 0 0}
 .swatch.unknown{background:none;border:1.5px dashed var(--soft)}
 .swatch.cut{background:linear-gradient(165deg,var(--soft) 32%,transparent 32% 44%,var(--soft) 44% 56%,transparent 56% 68%,var(--soft) 68%)}
 .swatch.crossed{background:linear-gradient(45deg,transparent 43%,var(--ink) 43% 57%,transparent 57%),linear-gradient(135deg,transparent 43%,var(--ink) 43% 57%,transparent 57%);width:9px;height:9px}
-.swatch.weights{background:var(--weights)}.swatch.kv{background:var(--kv)}.swatch.ssm{background:var(--ssm)}.swatch.conv{background:var(--conv)}.swatch.buffers{background:var(--buffers)}
+.swatch.weights{background:var(--weights)}.swatch.kv{background:var(--kv)}.swatch.ssm{background:var(--ssm)}.swatch.conv{background:var(--conv)}.swatch.buffers,.swatch.workspace{background:var(--buffers)}
 .swatch.frontier{height:3px;width:20px;border-radius:0;background:var(--accent)}
 .swatch.of-measured{background:var(--mamba)}
 .swatch.predicted{border-radius:50%;background:none;border:2px solid var(--predicted);width:11px;height:11px}
@@ -72,7 +72,7 @@ svg .budget-label{fill:var(--budget)}
 .ring{fill:none;stroke:var(--accent);stroke-width:2}
 .teacher-mark{fill:var(--ink);stroke:var(--card)}
 line.budget{stroke:var(--budget);stroke-width:1.6;stroke-dasharray:6 4}
-.memory.weights{fill:var(--weights)}.memory.kv{fill:var(--kv)}.memory.ssm{fill:var(--ssm)}.memory.conv{fill:var(--conv)}.memory.buffers{fill:var(--buffers)}
+.memory.weights{fill:var(--weights)}.memory.kv{fill:var(--kv)}.memory.ssm{fill:var(--ssm)}.memory.conv{fill:var(--conv)}.memory.buffers,.memory.workspace{fill:var(--buffers)}
 svg .on-bar{fill:var(--on-bar);font-weight:600}
 polyline{fill:none;stroke-linejoin:round}
 .loss{stroke:var(--loss)}.kl-term{stroke:var(--kl-term)}.ce-term{stroke:var(--ce-term)}.feature-term{stroke:var(--feature-term)}.width-line{stroke:var(--ffn)}

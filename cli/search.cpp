@@ -75,6 +75,7 @@ struct MeasuringBench {
     Corpus corpus;
     std::vector<Window> windows;
     std::optional<TaskSet> tasks;
+    std::optional<nas::Measured> teacher;  // once anything was measured
 };
 
 std::unique_ptr<MeasuringBench> open_bench(const SearchCommand& command, const Context& context) {
@@ -87,7 +88,7 @@ std::unique_ptr<MeasuringBench> open_bench(const SearchCommand& command, const C
     std::optional<TaskSet> tasks;
     if (!command.tasks.empty()) tasks = model->reader().tasks(command.tasks);
     return std::make_unique<MeasuringBench>(MeasuringBench{
-        std::move(backend), std::move(model), std::move(corpus), std::move(windows), std::move(tasks)});
+        std::move(backend), std::move(model), std::move(corpus), std::move(windows), std::move(tasks), {}});
 }
 
 // What one sweep saves: students that share their first layers share the work.
@@ -97,7 +98,7 @@ void print_saving(Console& console, int64_t round, std::size_t students, const S
                     students, sweep.multiply_adds / sweep.separate_multiply_adds));
 }
 
-nas::Measurer make_measurer(const MeasuringBench& bench, const Architecture& architecture,
+nas::Measurer make_measurer(MeasuringBench& bench, const Architecture& architecture,
                             const WidthScores* widths, const Context& context) {
     return [&bench, &architecture, widths, &context,
             round = int64_t{0}](const std::vector<StudentPlan>& plans) mutable {
@@ -108,6 +109,12 @@ nas::Measurer make_measurer(const MeasuringBench& bench, const Architecture& arc
         std::vector<nas::Measured> measured;
         int64_t tokens = 0;
         for (int64_t each : sweep.tokens) tokens += each;
+        bench.teacher = {.loss = mean(sweep.base.loss, sweep.tokens),
+                         .kl = 0,
+                         .next_token_accuracy = mean(sweep.base.accuracy, sweep.tokens),
+                         .top1_agreement = 1,
+                         .tokens = tokens,
+                         .tasks = std::nullopt};
         for (const SequenceMetrics& student : sweep.variants)
             measured.push_back({.loss = mean(student.loss, sweep.tokens),
                                 .kl = mean(student.kl, sweep.tokens),
@@ -212,6 +219,7 @@ CommandResult SearchCommand::run(const Context& context) {
     }
     nas::SearchResult result = nas::search(teacher.architecture, table, options, measurer);
     result.provenance = context.provenance();
+    if (bench) result.teacher_measured = bench->teacher;
     context.console.note(fmt::format("objective {}", minipuzzle::name(result.objective)));
     claim_folder(out);
     write_orders(table, *this);

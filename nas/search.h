@@ -133,7 +133,8 @@ struct SearchResult {
     std::string teacher_pattern;
     int64_t teacher_params = 0;
     Memory teacher_memory;
-    std::vector<Candidate> candidates;  // by predicted value
+    std::optional<Measured> teacher_measured;  // on the candidates' data
+    std::vector<Candidate> candidates;         // by predicted value
     std::string best;
     std::vector<std::string> finalists;  // measured: the best first, one of them a different student
     std::vector<SearchRound> rounds;

@@ -243,6 +243,7 @@ void read_head(ObjectReader& reader, SearchResult& result) {
     result.teacher_pattern = teacher.text("pattern");
     result.teacher_params = teacher.integer("params");
     result.teacher_memory = read_memory(teacher.object("memory"));
+    if (teacher.optional("measured")) result.teacher_measured = read_measured(teacher.object("measured"));
     teacher.finish();
 }
 
@@ -278,6 +279,7 @@ std::string search_json(const SearchResult& result) {
     json["teacher"] = {{"pattern", result.teacher_pattern},
                        {"params", result.teacher_params},
                        {"memory", to_json(result.teacher_memory)}};
+    if (result.teacher_measured) json["teacher"]["measured"] = measured_json(result.teacher_measured);
     json["candidates"] = Json::array();
     for (const Candidate& candidate : result.candidates)
         json["candidates"].push_back(candidate_json(candidate));

@@ -96,7 +96,7 @@ struct SearchCommand : Command {
     WorkloadOptions workload;
     std::vector<std::string> fits;
     std::vector<int64_t> mamba_layers, ffn_layers, attention_layers, ffn_width;
-    bool all = false;
+    bool all = false, explain = false;
     std::vector<std::string> data;
     int64_t measure = 32, weight_memory = 0;
     WindowOptions windows;

@@ -23,7 +23,8 @@ struct SelectByName {
 constexpr SelectByName kSelectBy[] = {{SelectBy::loss, "loss"},
                                       {SelectBy::kl, "kl"},
                                       {SelectBy::accuracy, "accuracy"},
-                                      {SelectBy::agreement, "agreement"}};
+                                      {SelectBy::agreement, "agreement"},
+                                      {SelectBy::tasks, "tasks"}};
 
 constexpr std::size_t kStarts = 200;   // of which a round descends, best by the fit
 constexpr std::size_t kFromBest = 10;  // measured students that it descends from, too
@@ -257,6 +258,9 @@ double cost(const Measured& measured, SelectBy select_by) {
             return -measured.next_token_accuracy;
         case SelectBy::agreement:
             return -measured.top1_agreement;
+        case SelectBy::tasks:
+            MP_ASSERT(measured.tasks.has_value());
+            return -measured.tasks->accuracy;
     }
     MP_ASSERT(false);
 }

@@ -12,7 +12,7 @@
 
 namespace minipuzzle::nas {
 
-enum class SelectBy { loss, kl, accuracy, agreement };
+enum class SelectBy { loss, kl, accuracy, agreement, tasks };
 // Error usage lists the known ones.
 SelectBy parse_select_by(const std::string& text);
 // The measurement as a cost: less is better.

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <map>
 
+#include "nas/free_search.h"
 #include "nas/funnel.h"
 #include "nas/infeasible.h"
 #include "nas/pareto.h"
@@ -20,6 +21,7 @@ constexpr std::size_t kListed = 100;  // candidates listed without `all`
 // The width as people read it: the teacher's own where nothing is narrowed, 0 where there is no single one.
 int64_t printed_width(const Architecture& teacher, const Architecture& student, const StudentPlan& plan) {
     if (student.count(LayerType::ffn) == 0) return 0;
+    if (!plan.ffn_widths.empty()) return student.ffn_width();
     return plan.ffn_width.value_or(teacher.ffn_width());
 }
 
@@ -51,11 +53,15 @@ Candidate candidate_of(const Context& context, const Listing& listing) {
     candidate.attention = architecture.count(LayerType::attention);
     candidate.ffn_width = printed_width(context.teacher, architecture, candidate.plan);
     candidate.params = listing.student.params;
-    candidate.memory = memory_of(context.teacher, listing.plan, context.options.workload);
+    const auto memory_at = [&](const Workload& workload) {
+        return memory_of(context.teacher, listing.plan, workload);
+    };
+    candidate.memory = memory_at(context.options.workload);
     for (const Fit& fit : context.options.fits)
-        candidate.fit_totals.push_back(
-            memory_of(context.teacher, listing.plan, workload_at(context.options.workload, fit)).total());
-    candidate.predicted = predict_additive(context.surrogate, context.teacher, listing.plan);
+        candidate.fit_totals.push_back(memory_at(workload_at(context.options.workload, fit)).total());
+    if (context.options.latency) candidate.latency = context.options.latency->seconds(architecture);
+    candidate.predicted =
+        predict_with(context.options.predictor, context.surrogate, context.teacher, listing.plan);
     candidate.pareto_predicted = on_frontier(context.solution, listing.student);
     return candidate;
 }
@@ -63,7 +69,7 @@ Candidate candidate_of(const Context& context, const Listing& listing) {
 std::vector<FrontierPoint> frontier_of(const Context& context) {
     std::vector<FrontierPoint> frontier;
     for (const Student& student : context.solution.frontier) {
-        const StudentPlan plan = context.space.plan(student.point);
+        const StudentPlan plan = plan_of(context.space, student);
         frontier.push_back(
             {.total = student.total,
              .value = student.value,
@@ -82,12 +88,14 @@ std::vector<Student> students_to_list(const Solution& solution) {
 }
 
 Listing listing_of(const Context& context, const StudentPlan& plan) {
-    return {.plan = plan,
-            .student = {.point = {},
-                        .total = memory_of(context.teacher, plan, context.options.workload).total(),
-                        .params = parameters(student_architecture(context.teacher, plan)),
-                        .value = predict_additive(context.surrogate, context.teacher, plan).value},
-            .measured = std::nullopt};
+    return {
+        .plan = plan,
+        .student = {.point = {},
+                    .total = memory_of(context.teacher, plan, context.options.workload).total(),
+                    .params = parameters(student_architecture(context.teacher, plan)),
+                    .value = predict_with(context.options.predictor, context.surrogate, context.teacher, plan)
+                                 .value},
+        .measured = std::nullopt};
 }
 
 // The students of the space and the measured ones, best predicted first: the best `limit`, but none of the
@@ -100,7 +108,7 @@ std::vector<Listing> listed(const Context& context, const std::vector<Student>& 
         measured[funnel.students[i].plan.drop].push_back(i);
     std::vector<bool> is_listed(funnel.students.size(), false);
     for (const Student& student : students) {
-        Listing listing{context.space.plan(student.point), student, std::nullopt};
+        Listing listing{plan_of(context.space, student), student, std::nullopt};
         for (const std::size_t i : measured[listing.plan.drop])
             if (funnel.students[i].plan == listing.plan) {
                 listing.measured = i;
@@ -148,6 +156,69 @@ void mark_measured(SearchResult& result, SelectBy select_by) {
     result.rank_correlation = spearman(predictions, costs);
 }
 
+std::vector<StudentPlan> plans_of(const Space& space, const std::vector<Student>& students) {
+    std::vector<StudentPlan> plans;
+    for (const Student& student : students) plans.push_back(space.plan(student.point));
+    return plans;
+}
+
+// The point of the space that drops as many of each type and has the same common width stands for it.
+Student free_student(const StudentPlan& plan, const Space& space, const SearchProblem& problem) {
+    Point point;
+    for (const int64_t layer : plan.drop)
+        ++point.dropped[static_cast<std::size_t>(
+            type_of(problem.teacher.layers[static_cast<std::size_t>(layer)]))];
+    for (std::size_t width = 0; width < space.widths().size(); ++width)
+        if (plan.ffn_width && space.widths()[width].narrowed == plan.ffn_width) point.width = width;
+    const Predicted predicted =
+        predict_with(problem.options.predictor, problem.surrogate, problem.teacher, plan);
+    return {.point = point,
+            .free = plan,
+            .total = memory_of(problem.teacher, plan, problem.options.workload).total(),
+            .params = parameters(student_architecture(problem.teacher, plan)),
+            .value = predicted.value};
+}
+
+bool is_listed(const StudentPlan& plan, const Space& space, const Solution& solution) {
+    const std::vector<StudentPlan> plans = plans_of(space, solution.maximal);
+    return std::find(plans.begin(), plans.end(), plan) != plans.end();
+}
+
+// The options under which the smallest student is one of the enumerated space: every FFN at the narrowest
+// width.
+SearchOptions narrowest(const SearchOptions& options) {
+    SearchOptions narrow = options;
+    if (options.ffn_widths.values.empty()) return narrow;
+    narrow.ffn_width.values = {
+        *std::min_element(options.ffn_widths.values.begin(), options.ffn_widths.values.end())};
+    narrow.ffn_widths = {};
+    return narrow;
+}
+
+[[noreturn]] void fail_nothing_fits(const SearchProblem& problem, const std::optional<FreeStudent>& free) {
+    if (free && !free->proven)
+        throw Error(
+            ErrorKind::infeasible,
+            fmt::format("no student was found that fits, in the {} s of --solve-seconds; give it more",
+                        problem.options.solve_seconds));
+    const SearchOptions options = narrowest(problem.options);
+    const Space space(problem.teacher, problem.surrogate, options);
+    fail_infeasible({problem.teacher, problem.surrogate, options}, solve(space, limits_of(options)));
+}
+
+// What is proven of the best predicted candidate. Rounding apart, the bound of a complete proof is the best
+// value.
+void add_proof(SearchResult& result, const Student& optimum, const std::optional<FreeStudent>& free) {
+    result.bound = optimum.value;
+    if (free) {
+        result.proven = free->proven;
+        result.solver = free->solver;
+        result.seconds = free->seconds;
+        if (!free->proven) result.bound = std::min(free->bound, optimum.value);
+    }
+    result.gap = std::max(0.0, result.candidates.front().predicted.value - result.bound);
+}
+
 // Rounds and finalists in the names of candidates; `ids` by the funnel's students.
 void add_funnel(SearchResult& result, const FunnelResult& funnel, const std::vector<std::string>& ids) {
     for (const FunnelRound& round : funnel.rounds)
@@ -162,6 +233,7 @@ void add_funnel(SearchResult& result, const FunnelResult& funnel, const std::vec
 SearchResult describe(const Architecture& teacher, const SearchOptions& options, const Surrogate& surrogate) {
     SearchResult result;
     result.objective = surrogate.objective;
+    result.type_corrections = surrogate.type_corrections;
     result.budget_bytes = options.mem_budget;
     result.max_params = options.max_params;
     result.workload = options.workload;
@@ -182,13 +254,23 @@ SearchResult describe(const Architecture& teacher, const SearchOptions& options,
 SearchResult search(const Architecture& teacher, const ScoreTable& scores, const SearchOptions& options,
                     const Measurer& measurer) {
     check_scores(scores, teacher, "scores");
+    if (options.latency) check_latency(*options.latency, teacher);
     const SelectBy select_by = parse_select_by(options.select_by);
-    const Surrogate surrogate =
+    Surrogate surrogate =
         make_surrogate(scores, options.objective ? *options.objective : default_objective(scores));
+    surrogate.type_corrections = options.type_corrections;
     const Space space(teacher, surrogate, options);
-    const Solution solution = solve(space, limits_of(options));
+    Solution solution = solve(space, limits_of(options));
     if (solution.students == 0) fail_usage("the layer counts given keep no layer at all; keep at least one");
-    if (!solution.optimum) fail_infeasible({teacher, surrogate, options}, solution);
+    const FreeSpace every(teacher, surrogate, options);
+    std::optional<FreeStudent> free;
+    // Corrections by type belong to counts: enumeration reaches every student that they tell apart.
+    if (!surrogate.type_corrections && reaches_further(every, surrogate, options)) {
+        free = search_free(every, plans_of(space, solution.maximal), options.solve_seconds);
+        if (free->plan && !is_listed(*free->plan, space, solution))
+            add_free(solution, free_student(*free->plan, space, {teacher, surrogate, options}));
+    }
+    if (!solution.optimum) fail_nothing_fits({teacher, surrogate, options}, free);
 
     SearchResult result = describe(teacher, options, surrogate);
     const bool measures = measurer && options.measure > 0;
@@ -197,10 +279,9 @@ SearchResult search(const Architecture& teacher, const ScoreTable& scores, const
     const std::vector<Student> students = students_to_list(solution);
     FunnelResult funnel;
     if (measures) {
-        const FreeSpace free(teacher, surrogate, options);
         std::vector<StudentPlan> starts;
-        for (const Student& student : students) starts.push_back(space.plan(student.point));
-        funnel = run_funnel({teacher, surrogate, free, starts}, {options.measure, options.rounds, select_by},
+        for (const Student& student : students) starts.push_back(plan_of(space, student));
+        funnel = run_funnel({teacher, surrogate, every, starts}, {options.measure, options.rounds, select_by},
                             measurer);
     }
 
@@ -223,9 +304,9 @@ SearchResult search(const Architecture& teacher, const ScoreTable& scores, const
     mark_measured(result, select_by);
     add_funnel(result, funnel, ids);
     result.frontier = frontier_of(context);
-    result.bound = solution.optimum->value;
-    result.gap = students.front().value - result.bound;
     result.compositions = solution.students;
+    result.predictor = uses_pairs(surrogate, options.predictor) ? Predictor::pairs : Predictor::additive;
+    add_proof(result, *solution.optimum, free);
     return result;
 }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 namespace minipuzzle::nas {
 
@@ -208,6 +209,7 @@ int64_t budget_of(const SearchOptions& options, const Fit& fit) {
 Limits limits_of(const SearchOptions& options) {
     Limits limits;
     if (options.mem_budget >= 0) limits.bytes = options.mem_budget;
+    limits.seconds = options.max_latency;
     limits.params = options.max_params;
     for (const Fit& fit : options.fits) limits.fits.push_back(budget_of(options, fit));
     return limits;
@@ -239,13 +241,20 @@ Space::Space(const Architecture& teacher, const Surrogate& surrogate, const Sear
                 if (has_layer(dropped, layer)) cost += *surrogate.cost[static_cast<std::size_t>(layer)];
             axis.cost.push_back(cost);
         }
+        for (std::size_t d = 0; surrogate.type_corrections && d < axis.cost.size(); ++d)
+            axis.correction.push_back(
+                surrogate.type_corrections->cost(type, axis.cost[d], static_cast<int64_t>(d), axis.layers) -
+                axis.cost[d]);
     }
+    pairs_ = uses_pairs(surrogate, options.predictor);
+    if (pairs_) tabulate_pairs();
     widths_ = width_grid(surrogate, teacher, options);
     for (const WidthChoice& width : widths_) {
         StudentPlan sizes;
         sizes.ffn_width = width.narrowed;
         sizes.mamba_heads_per_group = mamba_heads_;
-        tabulate(student_architecture(teacher, sizes), workloads);
+        tabulate(student_architecture(teacher, sizes), workloads,
+                 options.latency ? &*options.latency : nullptr);
     }
 }
 
@@ -258,8 +267,10 @@ void Space::for_each_kept(const Architecture& sized, LayerType type, Keep keep) 
     for (std::size_t d = axis.order.size(); d-- > 0;) keep(d, axis.order[d]);
 }
 
-void Space::tabulate(const Architecture& sized, const std::vector<Workload>& workloads) {
+void Space::tabulate(const Architecture& sized, const std::vector<Workload>& workloads,
+                     const LatencyTable* latency) {
     outer_params_ = outer_parameters(sized);
+    outer_seconds_ = latency ? latency->outer : 0;
     for (std::size_t w = 0; w < workloads.size(); ++w) {
         const LayerMemory memory = layer_memory(sized, workloads[w]);
         outer_units_[w] = memory.outer;
@@ -276,11 +287,16 @@ void Space::tabulate(const Architecture& sized, const std::vector<Workload>& wor
     for (const LayerType type : kLayerTypes) {
         Axis& axis = axes_[static_cast<std::size_t>(type)];
         std::vector<int64_t> params(axis.order.size() + 1, 0);
+        std::vector<double> seconds(axis.order.size() + 1, 0);
         int64_t kept = 0;
+        double kept_seconds = 0;
         for_each_kept(sized, type, [&](std::size_t d, int64_t layer) {
-            params[d] = kept += parameters(sized, sized.layers[static_cast<std::size_t>(layer)]);
+            const Layer& sizes = sized.layers[static_cast<std::size_t>(layer)];
+            params[d] = kept += parameters(sized, sizes);
+            seconds[d] = kept_seconds += latency ? latency->seconds(sizes) : 0;
         });
         axis.kept_params.push_back(std::move(params));
+        axis.kept_seconds.push_back(std::move(seconds));
     }
 }
 
@@ -304,7 +320,7 @@ bool Space::within(const Limits& limits, const Point& point) const {
     if (limits.bytes && memory(point).total() > *limits.bytes) return false;
     for (std::size_t fit = 0; fit < limits.fits.size(); ++fit)
         if (fit_total(fit, point) > limits.fits[fit]) return false;
-    return true;
+    return !limits.seconds || seconds(point) <= *limits.seconds;
 }
 
 int64_t Space::params(const Point& point) const {
@@ -314,16 +330,68 @@ int64_t Space::params(const Point& point) const {
     return sum;
 }
 
+double Space::seconds(const Point& point) const {
+    double sum = outer_seconds_;
+    for (std::size_t t = 0; t < kTypes; ++t)
+        sum += axes_[t].kept_seconds[point.width][static_cast<std::size_t>(point.dropped[t])];
+    return sum;
+}
+
+void Space::tabulate_pairs() {
+    const Interactions& interactions = *surrogate_.interactions;
+    const auto pair = [&](int64_t a, int64_t b) { return interactions.pair(std::min(a, b), std::max(a, b)); };
+    for (std::size_t s = 0; s < kTypes; ++s)
+        for (std::size_t t = s; t < kTypes; ++t) {
+            const std::vector<int64_t>&rows = axes_[s].order, &columns = axes_[t].order;
+            const std::size_t stride = columns.size() + 1;
+            std::vector<double>& sums = pair_sums_[s][t];
+            sums.assign((rows.size() + 1) * stride, 0);
+            for (std::size_t d = 1; d <= rows.size(); ++d)
+                for (std::size_t e = 1; e <= columns.size(); ++e) {
+                    const bool counts = s != t || e < d;
+                    sums[d * stride + e] = sums[(d - 1) * stride + e] + sums[d * stride + e - 1] -
+                                           sums[(d - 1) * stride + e - 1] +
+                                           (counts ? pair(rows[d - 1], columns[e - 1]) : 0);
+                }
+        }
+}
+
+double Space::pair_sum(const Point& point) const {
+    double sum = 0;
+    for (std::size_t s = 0; s < kTypes; ++s)
+        for (std::size_t t = s; t < kTypes; ++t)
+            sum += pair_sums_[s][t][static_cast<std::size_t>(point.dropped[s]) * (axes_[t].order.size() + 1) +
+                                    static_cast<std::size_t>(point.dropped[t])];
+    return sum;
+}
+
 Predicted Space::predicted(const Point& point) const {
+    Predicted sum = additive(point);
+    if (!pairs_) return sum;
+    sum.pairs = surrogate_.interactions->pairs(drop(point));
+    sum.value += *sum.pairs;
+    if (sum.loss) sum.loss = sum.value;
+    return sum;
+}
+
+Predicted Space::additive(const Point& point) const {
     double layers = 0;
     for (std::size_t t = 0; t < kTypes; ++t)
         layers += axes_[t].cost[static_cast<std::size_t>(point.dropped[t])];
     const std::size_t ffn = static_cast<std::size_t>(LayerType::ffn);
     const bool has_ffn = axes_[ffn].layers > point.dropped[ffn];
-    return combine(surrogate_, layers, has_ffn ? widths_[point.width].term : std::optional(0.0));
+    Predicted predicted =
+        combine(surrogate_, layers, has_ffn ? widths_[point.width].term : std::optional(0.0));
+    if (!surrogate_.type_corrections) return predicted;
+    double correction = 0;
+    for (std::size_t t = 0; t < kTypes; ++t)
+        correction += axes_[t].correction[static_cast<std::size_t>(point.dropped[t])];
+    return corrected(std::move(predicted), correction);
 }
 
-double Space::value(const Point& point) const { return predicted(point).value; }
+double Space::value(const Point& point) const {
+    return additive(point).value + (pairs_ ? pair_sum(point) : 0.0);
+}
 
 std::optional<Point> Space::with_more(const Point& point, LayerType type) const {
     const std::size_t t = static_cast<std::size_t>(type);

@@ -4,6 +4,10 @@
 #include "cli/command.h"
 #include "runtime/layer_activations.h"
 
+namespace minipuzzle::nas {
+struct SearchOptions;
+}
+
 namespace minipuzzle::cli {
 
 // What the deployment memory is computed for; shared by inspect and search.
@@ -90,15 +94,27 @@ struct ScoreCommand : Command {
     CommandResult run(const Context& context) override;
 };
 
+// What students may be made of, and how the best predicted one is found.
+struct StudentOptions {
+    std::vector<int64_t> keep, drop, ffn_widths;
+    std::optional<int64_t> mamba_heads;
+    std::string predictor = "auto";
+    double solve_seconds = 60;
+
+    void add_to(OptionTable& table);
+    void apply(nas::SearchOptions& options) const;
+};
+
 struct SearchCommand : Command {
     std::string model, arch, scores, out, objective, type_corrections, select_by = "loss";
     std::optional<Amount> mem_budget, max_params;
     WorkloadOptions workload;
     std::vector<std::string> fits;
     std::vector<int64_t> mamba_layers, ffn_layers, attention_layers, ffn_width;
+    StudentOptions students;
     bool all = false, explain = false;
     std::vector<std::string> data;
-    int64_t measure = 32, weight_memory = 0;
+    int64_t measure = 32, rounds = 6, weight_memory = 0;
     WindowOptions windows;
 
     const char* name() const override { return "search"; }
@@ -139,6 +155,7 @@ struct EvalCommand : Command {
     WeightOptions weights;
     std::vector<std::string> data;
     WindowOptions windows;
+    bool per_sequence = false;
 
     const char* name() const override { return "eval"; }
     const char* help() const override { return "Measure a model, or many students of it, on data"; }

@@ -58,8 +58,10 @@ nas::SearchOptions search_options(const SearchCommand& command, const ModelOrArc
     options.ffn_layers.values = command.ffn_layers;
     options.attention_layers.values = command.attention_layers;
     options.ffn_width.values = command.ffn_width;
+    command.students.apply(options);
     options.all = command.all;
     options.measure = command.measure;
+    options.rounds = command.rounds;
     options.select_by = command.select_by;
     return options;
 }
@@ -83,11 +85,21 @@ std::unique_ptr<MeasuringBench> open_bench(const SearchCommand& command, const C
         MeasuringBench{std::move(backend), std::move(model), std::move(corpus), std::move(windows)});
 }
 
+// What one sweep saves: students that share their first layers share the work.
+void print_saving(Console& console, int64_t round, std::size_t students, const SweepResult& sweep) {
+    console.note(
+        fmt::format("round {}: {} students in one sweep, {:.3f} of the arithmetic of separate passes", round,
+                    students, sweep.multiply_adds / sweep.separate_multiply_adds));
+}
+
 nas::Measurer make_measurer(const MeasuringBench& bench, const Architecture& architecture,
-                            const WidthScores* widths, const RunControl& control) {
-    return [&bench, &architecture, widths, control](const std::vector<StudentPlan>& plans) {
-        const SweepResult sweep = minipuzzle::sweep(*bench.backend, architecture, bench.model->weights(),
-                                                    plans, widths, bench.corpus, bench.windows, control);
+                            const WidthScores* widths, const Context& context) {
+    return [&bench, &architecture, widths, &context,
+            round = int64_t{0}](const std::vector<StudentPlan>& plans) mutable {
+        const SweepResult sweep =
+            minipuzzle::sweep(*bench.backend, architecture, bench.model->weights(), plans, widths,
+                              bench.corpus, bench.windows, context.control);
+        print_saving(context.console, ++round, plans.size(), sweep);
         std::vector<nas::Measured> measured;
         int64_t tokens = 0;
         for (int64_t each : sweep.tokens) tokens += each;
@@ -142,6 +154,7 @@ OptionTable SearchCommand::options() {
     table.choices("ffn-layers", ffn_layers, "FFN layers to keep");
     table.choices("attention-layers", attention_layers, "attention layers to keep");
     table.choices("ffn-width", ffn_width, "common FFN width (also A..B:STEP)");
+    students.add_to(table);
     table.word("objective", {"loss_delta", "kl", "hidden_mse", "logit_nmse", "one_minus_cosine"}, objective,
                "what the prediction adds up; loss_delta where the scores have it");
     table.text("type-corrections", "FILE.json", type_corrections,
@@ -149,7 +162,8 @@ OptionTable SearchCommand::options() {
     table.flag("all", all, "keep every maximal candidate, not the 100 best");
     table.flag("explain", explain, "say of each layer why it stays or goes in the best student");
     table.texts("data", "FILE...", data, "measure candidates on these rows");
-    table.count("measure", measure, "how many candidates, spread over compositions", 1);
+    table.count("measure", measure, "how many students at most", 1);
+    table.count("rounds", rounds, "in how many rounds; each learns from those before", 1);
     table.word("select-by", {"loss", "kl", "accuracy", "agreement"}, select_by,
                "measurement that picks the best");
     windows.add_to(table);
@@ -171,7 +185,7 @@ CommandResult SearchCommand::run(const Context& context) {
     if (!data.empty()) {
         widths = width_scores_beside(scores, table.width_scores_file);
         bench = open_bench(*this, context);
-        measurer = make_measurer(*bench, teacher.architecture, widths ? &*widths : nullptr, context.control);
+        measurer = make_measurer(*bench, teacher.architecture, widths ? &*widths : nullptr, context);
     }
     nas::SearchResult result = nas::search(teacher.architecture, table, options, measurer);
     result.provenance = context.provenance();

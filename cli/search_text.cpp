@@ -85,12 +85,13 @@ std::string corrections_text(const nas::TypeCorrections& corrections) {
                    kColumns);
 }
 
+// What is proven of the best predicted student.
 std::string proof_text(const nas::SearchResult& result) {
-    return result.gap == 0
-               ? fmt::format("proof: no student within the limits is predicted below {:.6f}; gap 0\n",
-                             result.bound)
-               : fmt::format("proof: no student within the limits is predicted below {:.6f}; gap {:.6f}\n",
-                             result.bound, result.gap);
+    const std::string by =
+        result.seconds ? fmt::format("{}, {:.1f} s", result.solver, *result.seconds) : result.solver;
+    return fmt::format(
+        "proof ({} predictor, {}): no student within the limits is predicted below {:.6f}; gap {}\n",
+        name(result.predictor), by, result.bound, result.gap == 0 ? "0" : fmt::format("{:.6f}", result.gap));
 }
 
 std::string asked_text(const nas::SearchResult& result) {
@@ -124,11 +125,11 @@ std::string best_text(const nas::SearchResult& result) {
     text += wrapped(fmt::format("drops {}", fmt::join(best.plan.drop, ", ")), kColumns);
     for (std::size_t i = 0; i < result.constraints.size(); ++i) {
         const nas::Constraint& at = result.constraints[i];
-        text += wrapped(
-            fmt::format("context {}, batch {}: {} bytes ({}) of at most {}; the teacher takes {}", at.context,
-                        at.batch, best.fit_totals[i], format_bytes(best.fit_totals[i]), format_bytes(at.bytes),
-                        format_bytes(at.total)),
-            kColumns);
+        text +=
+            wrapped(fmt::format("context {}, batch {}: {} bytes ({}) of at most {}; the teacher takes {}",
+                                at.context, at.batch, best.fit_totals[i], format_bytes(best.fit_totals[i]),
+                                format_bytes(at.bytes), format_bytes(at.total)),
+                    kColumns);
     }
     if (result.rank_correlation)
         text += fmt::format("Spearman, predicted against measured: {:.4f}\n", *result.rank_correlation);

@@ -124,26 +124,34 @@ double parse_seconds(const std::string& text) {
     return value * scale;
 }
 
-std::vector<int64_t> parse_choices(const std::string& text) {
+namespace {
+
+// Appends what "45", "40..48" or "24576..32768:1024" names; `text` is all that was given, for messages.
+void append_range(const std::string& piece, const std::string& text, std::vector<int64_t>& values) {
     constexpr int64_t kMostChoices = 65536;
-    std::vector<int64_t> values;
-    const auto dots = text.find("..");
-    if (dots != std::string::npos) {
-        const auto colon = text.find(':', dots);
-        const int64_t first = parse_count(text.substr(0, dots));
-        const int64_t last = parse_count(
-            text.substr(dots + 2, colon == std::string::npos ? std::string::npos : colon - dots - 2));
-        const int64_t step = colon == std::string::npos ? 1 : parse_count(text.substr(colon + 1));
-        if (step < 1 || last < first) fail_usage(fmt::format("'{}' is an empty range", text));
-        if ((last - first) / step >= kMostChoices)
-            fail_usage(
-                fmt::format("'{}' has more than {} values: give a step (A..B:STEP)", text, kMostChoices));
-        for (int64_t value = first; value <= last; value += step) values.push_back(value);
-        return values;
+    const auto dots = piece.find("..");
+    if (dots == std::string::npos) {
+        values.push_back(parse_count(piece));
+        return;
     }
+    const auto colon = piece.find(':', dots);
+    const int64_t first = parse_count(piece.substr(0, dots));
+    const int64_t last = parse_count(
+        piece.substr(dots + 2, colon == std::string::npos ? std::string::npos : colon - dots - 2));
+    const int64_t step = colon == std::string::npos ? 1 : parse_count(piece.substr(colon + 1));
+    if (step < 1 || last < first) fail_usage(fmt::format("'{}' is an empty range", text));
+    if ((last - first) / step >= kMostChoices)
+        fail_usage(fmt::format("'{}' has more than {} values: give a step (A..B:STEP)", text, kMostChoices));
+    for (int64_t value = first; value <= last; value += step) values.push_back(value);
+}
+
+}  // namespace
+
+std::vector<int64_t> parse_choices(const std::string& text) {
+    std::vector<int64_t> values;
     for (std::size_t begin = 0; begin <= text.size();) {
         const auto comma = std::min(text.find(',', begin), text.size());
-        values.push_back(parse_count(text.substr(begin, comma - begin)));
+        append_range(text.substr(begin, comma - begin), text, values);
         begin = comma + 1;
     }
     return values;

@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
+#include <map>
 
 namespace minipuzzle::nas {
 
@@ -292,6 +294,19 @@ std::optional<Assignment> FreeSpace::assignment_at(std::size_t width, const Stud
         assignment.push_back(static_cast<std::size_t>(found - counts.kept.begin()));
     }
     return assignment;
+}
+
+bool FreeSpace::alike() const {
+    for (const ChoiceProblem& problem : problems_)
+        for (const LayerType type : kLayerTypes) {
+            const Choice* first = nullptr;  // what keeps a layer
+            for (std::size_t l = 0; l < meanings_.size(); ++l) {
+                if (type_of(teacher_.layers[l]) != type || meanings_[l].size() < 2) continue;
+                if (first != nullptr && first->weights != problem.items[l].front().weights) return false;
+                first = &problem.items[l].front();
+            }
+        }
+    return true;
 }
 
 bool FreeSpace::fits(const StudentPlan& plan) const {

@@ -37,6 +37,9 @@ class FreeSpace {
         Assignment assignment;
     };
     std::optional<Place> place(const StudentPlan& plan) const;
+    // Whether layers of one type weigh alike, wherever there is a choice: then only their numbers matter to
+    // the limits.
+    bool alike() const;
     // Whether the student is in the space and within every limit: bytes, parameters, latency, counts.
     bool fits(const StudentPlan& plan) const;
 

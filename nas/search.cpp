@@ -3,8 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <set>
+#include <map>
 
+#include "nas/free_search.h"
 #include "nas/funnel.h"
 #include "nas/infeasible.h"
 #include "nas/pareto.h"
@@ -20,41 +21,55 @@ constexpr std::size_t kListed = 100;  // candidates listed without `all`
 // The width as people read it: the teacher's own where nothing is narrowed, 0 where there is no single one.
 int64_t printed_width(const Architecture& teacher, const Architecture& student, const StudentPlan& plan) {
     if (student.count(LayerType::ffn) == 0) return 0;
+    if (!plan.ffn_widths.empty()) return student.ffn_width();
     return plan.ffn_width.value_or(teacher.ffn_width());
 }
 
 struct Context {
     const Architecture& teacher;
     const ScoreTable& scores;
+    const SearchOptions& options;
+    const Surrogate& surrogate;
     const Space& space;
     const Solution& solution;
-    const LatencyTable* latency;  // may be null
 };
 
-Candidate candidate_of(const Context& context, const Student& student) {
+// A student that may be listed.
+struct Listing {
+    StudentPlan plan;
+    Student student;                      // its point counts only where it is one of the space
+    std::optional<std::size_t> measured;  // index into the funnel's students
+};
+
+Candidate candidate_of(const Context& context, const Listing& listing) {
     Candidate candidate;
-    candidate.plan = context.space.plan(student.point);
-    if (candidate.plan.ffn_width) candidate.plan.width_scores = context.scores.width_scores_file;
+    candidate.plan = listing.plan;
+    if (candidate.plan.ffn_width || !candidate.plan.ffn_widths.empty())
+        candidate.plan.width_scores = context.scores.width_scores_file;
     const Architecture architecture = student_architecture(context.teacher, candidate.plan);
     candidate.pattern = architecture.pattern();
     candidate.mamba = architecture.count(LayerType::mamba);
     candidate.ffn = architecture.count(LayerType::ffn);
     candidate.attention = architecture.count(LayerType::attention);
     candidate.ffn_width = printed_width(context.teacher, architecture, candidate.plan);
-    candidate.params = student.params;
-    candidate.memory = context.space.memory(student.point);
-    for (std::size_t fit = 0; fit < context.space.fits(); ++fit)
-        candidate.fit_totals.push_back(context.space.fit_total(fit, student.point));
-    if (context.latency) candidate.latency = context.latency->seconds(architecture);
-    candidate.predicted = context.space.predicted(student.point);
-    candidate.pareto_predicted = on_frontier(context.solution, student);
+    candidate.params = listing.student.params;
+    const auto memory_at = [&](const Workload& workload) {
+        return memory_of(context.teacher, listing.plan, workload);
+    };
+    candidate.memory = memory_at(context.options.workload);
+    for (const Fit& fit : context.options.fits)
+        candidate.fit_totals.push_back(memory_at(workload_at(context.options.workload, fit)).total());
+    if (context.options.latency) candidate.latency = context.options.latency->seconds(architecture);
+    candidate.predicted =
+        predict_with(context.options.predictor, context.surrogate, context.teacher, listing.plan);
+    candidate.pareto_predicted = on_frontier(context.solution, listing.student);
     return candidate;
 }
 
 std::vector<FrontierPoint> frontier_of(const Context& context) {
     std::vector<FrontierPoint> frontier;
     for (const Student& student : context.solution.frontier) {
-        const StudentPlan plan = context.space.plan(student.point);
+        const StudentPlan plan = plan_of(context.space, student);
         frontier.push_back(
             {.total = student.total,
              .value = student.value,
@@ -72,18 +87,50 @@ std::vector<Student> students_to_list(const Solution& solution) {
     return students;
 }
 
-// The best `limit` by prediction, but none of the measured ones is left out.
-std::vector<std::size_t> listed(const std::vector<std::optional<Measured>>& measured, std::size_t limit) {
-    std::size_t room = limit;
-    for (const auto& measurement : measured)
-        if (measurement && room > 0) --room;
-    std::vector<std::size_t> indexes;
-    for (std::size_t i = 0; i < measured.size(); ++i) {
-        if (!measured[i] && room == 0) continue;
-        if (!measured[i]) --room;
-        indexes.push_back(i);
+Listing listing_of(const Context& context, const StudentPlan& plan) {
+    return {
+        .plan = plan,
+        .student = {.point = {},
+                    .total = memory_of(context.teacher, plan, context.options.workload).total(),
+                    .params = parameters(student_architecture(context.teacher, plan)),
+                    .value = predict_with(context.options.predictor, context.surrogate, context.teacher, plan)
+                                 .value},
+        .measured = std::nullopt};
+}
+
+// The students of the space and the measured ones, best predicted first: the best `limit`, but none of the
+// measured ones is left out.
+std::vector<Listing> listed(const Context& context, const std::vector<Student>& students,
+                            const FunnelResult& funnel, std::size_t limit) {
+    std::vector<Listing> all;
+    std::map<std::vector<int64_t>, std::vector<std::size_t>> measured;  // by what they drop
+    for (std::size_t i = 0; i < funnel.students.size(); ++i)
+        measured[funnel.students[i].plan.drop].push_back(i);
+    std::vector<bool> is_listed(funnel.students.size(), false);
+    for (const Student& student : students) {
+        Listing listing{plan_of(context.space, student), student, std::nullopt};
+        for (const std::size_t i : measured[listing.plan.drop])
+            if (funnel.students[i].plan == listing.plan) {
+                listing.measured = i;
+                is_listed[i] = true;
+            }
+        all.push_back(std::move(listing));
     }
-    return indexes;
+    for (std::size_t i = 0; i < funnel.students.size(); ++i) {
+        if (is_listed[i]) continue;
+        all.push_back(listing_of(context, funnel.students[i].plan));
+        all.back().measured = i;
+    }
+    std::stable_sort(all.begin(), all.end(),
+                     [](const Listing& a, const Listing& b) { return a.student.value < b.student.value; });
+    std::size_t room = limit - std::min(limit, funnel.students.size());
+    std::vector<Listing> best;
+    for (Listing& listing : all) {
+        if (!listing.measured && room == 0) continue;
+        if (!listing.measured) --room;
+        best.push_back(std::move(listing));
+    }
+    return best;
 }
 
 void mark_measured(SearchResult& result, SelectBy select_by) {
@@ -107,6 +154,67 @@ void mark_measured(SearchResult& result, SelectBy select_by) {
         costs.push_back(trade_offs[i].value);
     }
     result.rank_correlation = spearman(predictions, costs);
+}
+
+std::vector<StudentPlan> plans_of(const Space& space, const std::vector<Student>& students) {
+    std::vector<StudentPlan> plans;
+    for (const Student& student : students) plans.push_back(space.plan(student.point));
+    return plans;
+}
+
+// The point of the space that drops as many of each type and has the same common width stands for it.
+Student free_student(const StudentPlan& plan, const Space& space, const SearchProblem& problem) {
+    Point point;
+    for (const int64_t layer : plan.drop)
+        ++point.dropped[static_cast<std::size_t>(
+            type_of(problem.teacher.layers[static_cast<std::size_t>(layer)]))];
+    for (std::size_t width = 0; width < space.widths().size(); ++width)
+        if (plan.ffn_width && space.widths()[width].narrowed == plan.ffn_width) point.width = width;
+    const Predicted predicted =
+        predict_with(problem.options.predictor, problem.surrogate, problem.teacher, plan);
+    return {.point = point,
+            .free = plan,
+            .total = memory_of(problem.teacher, plan, problem.options.workload).total(),
+            .params = parameters(student_architecture(problem.teacher, plan)),
+            .value = predicted.value};
+}
+
+bool is_listed(const StudentPlan& plan, const Space& space, const Solution& solution) {
+    const std::vector<StudentPlan> plans = plans_of(space, solution.maximal);
+    return std::find(plans.begin(), plans.end(), plan) != plans.end();
+}
+
+[[noreturn]] void fail_nothing_fits(const SearchProblem& problem, const std::optional<FreeStudent>& free) {
+    if (free && !free->proven)
+        throw Error(
+            ErrorKind::infeasible,
+            fmt::format("no student was found that fits, in the {} s of --solve-seconds; give it more",
+                        problem.options.solve_seconds));
+    fail_infeasible(problem);
+}
+
+// What is proven of the best predicted candidate. Rounding apart, the bound of a complete proof is the best
+// value.
+void add_proof(SearchResult& result, const Student& optimum, const std::optional<FreeStudent>& free) {
+    result.bound = optimum.value;
+    if (free) {
+        result.proven = free->proven;
+        result.solver = free->solver;
+        result.seconds = free->seconds;
+        if (!free->proven) result.bound = std::min(free->bound, optimum.value);
+    }
+    result.gap = std::max(0.0, result.candidates.front().predicted.value - result.bound);
+}
+
+// Rounds and finalists in the names of candidates; `ids` by the funnel's students.
+void add_funnel(SearchResult& result, const FunnelResult& funnel, const std::vector<std::string>& ids) {
+    for (const FunnelRound& round : funnel.rounds)
+        result.rounds.push_back({.measured = round.measured,
+                                 .fresh = round.fresh,
+                                 .best = ids[round.best],
+                                 .best_cost = round.best_cost,
+                                 .rank_correlation = round.rank_correlation});
+    for (const std::size_t i : funnel.finalists) result.finalists.push_back(ids[i]);
 }
 
 SearchResult describe(const Architecture& teacher, const SearchOptions& options, const Surrogate& surrogate) {
@@ -139,31 +247,53 @@ SearchResult search(const Architecture& teacher, const ScoreTable& scores, const
         make_surrogate(scores, options.objective ? *options.objective : default_objective(scores));
     surrogate.type_corrections = options.type_corrections;
     const Space space(teacher, surrogate, options);
-    const Solution solution = solve(space, limits_of(options));
+    Solution solution = solve(space, limits_of(options));
     if (solution.students == 0) fail_usage("the layer counts given keep no layer at all; keep at least one");
-    if (!solution.optimum) fail_infeasible({teacher, surrogate, options}, solution);
+    const FreeSpace every(teacher, surrogate, options);
+    std::optional<FreeStudent> free;
+    // Corrections by type belong to counts: enumeration reaches every student that they tell apart.
+    if (!surrogate.type_corrections && reaches_further(every, surrogate, options)) {
+        free = search_free(every, plans_of(space, solution.maximal), options.solve_seconds);
+        if (free->plan && !is_listed(*free->plan, space, solution))
+            add_free(solution, free_student(*free->plan, space, {teacher, surrogate, options}));
+    }
+    if (!solution.optimum) fail_nothing_fits({teacher, surrogate, options}, free);
 
     SearchResult result = describe(teacher, options, surrogate);
     const bool measures = measurer && options.measure > 0;
     result.status = measures ? "measured" : "predicted_only";
     if (measures) result.select_by = options.select_by;
     const std::vector<Student> students = students_to_list(solution);
-    std::vector<std::optional<Measured>> measured(students.size());
-    if (measures) measured = measure_spread(space, students, {options.measure, select_by}, measurer);
+    FunnelResult funnel;
+    if (measures) {
+        std::vector<StudentPlan> starts;
+        for (const Student& student : students) starts.push_back(plan_of(space, student));
+        funnel = run_funnel({teacher, surrogate, every, starts}, {options.measure, options.rounds, select_by},
+                            measurer);
+    }
 
-    const Context context{teacher, scores, space, solution, options.latency ? &*options.latency : nullptr};
-    for (const std::size_t i : listed(measured, options.all ? students.size() : kListed)) {
-        Candidate candidate = candidate_of(context, students[i]);
+    const Context context{teacher, scores, options, surrogate, space, solution};
+    std::vector<std::string> ids(funnel.students.size());
+    for (const Listing& listing : listed(context, students, funnel,
+                                         options.all ? students.size() + funnel.students.size() : kListed)) {
+        Candidate candidate = candidate_of(context, listing);
         candidate.id = fmt::format("c{:03}", result.candidates.size() + 1);
-        candidate.measured = measured[i];
+        if (listing.measured) {
+            const FunnelStudent& student = funnel.students[*listing.measured];
+            candidate.measured = student.measured;
+            candidate.round = student.round;
+            candidate.predicted.fitted = student.fitted;
+            ids[*listing.measured] = candidate.id;
+        }
         result.candidates.push_back(std::move(candidate));
     }
     result.best = result.candidates.front().id;
     mark_measured(result, select_by);
+    add_funnel(result, funnel, ids);
     result.frontier = frontier_of(context);
-    result.bound = solution.optimum->value;
-    result.gap = students.front().value - result.bound;
     result.compositions = solution.students;
+    result.predictor = uses_pairs(surrogate, options.predictor) ? Predictor::pairs : Predictor::additive;
+    add_proof(result, *solution.optimum, free);
     return result;
 }
 

@@ -21,6 +21,7 @@ Json predicted_json(const Predicted& predicted) {
                   {"pairs", number_or_null(predicted.pairs)},
                   {"width_term", number_or_null(predicted.width_term)}};
     if (predicted.correction) terms["correction"] = *predicted.correction;
+    if (predicted.fitted) terms["fitted"] = *predicted.fitted;
     return {{"value", predicted.value}, {"loss", number_or_null(predicted.loss)}, {"terms", terms}};
 }
 
@@ -66,6 +67,12 @@ Json candidate_json(const Candidate& candidate) {
                  {"pattern", candidate.pattern},
                  {"drop", candidate.plan.drop},
                  {"ffn_width", width_json(candidate.ffn_width)}};
+    if (!candidate.plan.ffn_widths.empty()) {
+        Json& widths = json["ffn_widths"] = Json::object();
+        for (const auto& [layer, width] : candidate.plan.ffn_widths) widths[std::to_string(layer)] = width;
+    }
+    if (candidate.plan.mamba_heads_per_group)
+        json["mamba_heads_per_group"] = *candidate.plan.mamba_heads_per_group;
     json["counts"] = {{"mamba", candidate.mamba}, {"ffn", candidate.ffn}, {"attention", candidate.attention}};
     json["params"] = candidate.params;
     json["memory"] = to_json(candidate.memory);
@@ -73,6 +80,7 @@ Json candidate_json(const Candidate& candidate) {
     if (candidate.latency) json["latency"] = *candidate.latency;
     json["predicted"] = predicted_json(candidate.predicted);
     json["measured"] = measured_json(candidate.measured);
+    json["round"] = candidate.round ? Json(*candidate.round) : Json(nullptr);
     json["pareto_predicted"] = candidate.pareto_predicted;
     json["pareto_measured"] = candidate.pareto_measured;
     return json;
@@ -88,6 +96,7 @@ Predicted read_predicted(ObjectReader reader) {
     predicted.pairs = terms.optional_number("pairs");
     predicted.correction = terms.optional_number("correction");
     predicted.width_term = terms.optional_number("width_term");
+    predicted.fitted = terms.optional_number("fitted");
     terms.finish();
     reader.finish();
     return predicted;
@@ -110,13 +119,33 @@ Measured read_measured(ObjectReader reader) {
     return measured;
 }
 
+// {"3": 512}: FFN widths of single layers.
+std::map<int64_t, int64_t> read_widths(ObjectReader& reader) {
+    std::map<int64_t, int64_t> widths;
+    const Json* value = reader.optional("ffn_widths");
+    if (value == nullptr) return widths;
+    for (const auto& [key, width] : value->items()) {
+        const bool digits =
+            !key.empty() && key.size() < 10 && key.find_first_not_of("0123456789") == key.npos;
+        if (!digits || !width.is_number_integer())
+            reader.fail(fmt::format("ffn_widths: found \"{}\": {}, expected a layer and its width", key,
+                                    width.dump()));
+        widths[std::stoll(key)] = width.get<int64_t>();
+    }
+    return widths;
+}
+
 Candidate read_candidate(ObjectReader reader) {
     Candidate candidate;
     candidate.id = reader.text("id");
     candidate.pattern = reader.text("pattern");
     candidate.plan.drop = reader.integers("drop");
     candidate.ffn_width = reader.integer("ffn_width", 0);
-    if (candidate.ffn_width != 0) candidate.plan.ffn_width = candidate.ffn_width;
+    candidate.plan.ffn_widths = read_widths(reader);
+    if (candidate.ffn_width != 0 && candidate.plan.ffn_widths.empty())
+        candidate.plan.ffn_width = candidate.ffn_width;
+    if (reader.optional("mamba_heads_per_group"))
+        candidate.plan.mamba_heads_per_group = reader.integer("mamba_heads_per_group");
     ObjectReader counts = reader.object("counts");
     candidate.mamba = counts.integer("mamba");
     candidate.ffn = counts.integer("ffn");
@@ -128,6 +157,7 @@ Candidate read_candidate(ObjectReader reader) {
     candidate.latency = reader.optional_number("latency");
     candidate.predicted = read_predicted(reader.object("predicted"));
     if (reader.optional("measured")) candidate.measured = read_measured(reader.object("measured"));
+    if (reader.optional("round")) candidate.round = reader.integer("round");
     candidate.pareto_predicted = reader.boolean("pareto_predicted", false);
     candidate.pareto_measured = reader.boolean("pareto_measured", false);
     reader.finish();
@@ -161,6 +191,17 @@ FrontierPoint read_frontier_point(ObjectReader reader) {
     return point;
 }
 
+SearchRound read_round(ObjectReader reader) {
+    SearchRound round;
+    round.measured = reader.integer("measured");
+    round.fresh = reader.integer("new");
+    round.best = reader.text("best");
+    round.best_cost = reader.number("best_cost");
+    round.rank_correlation = reader.optional_number("rank_correlation");
+    reader.finish();
+    return round;
+}
+
 void read_head(ObjectReader& reader, SearchResult& result) {
     result.provenance = reader.header(kSearchFormat);
     result.status = reader.text("status");
@@ -184,6 +225,23 @@ void read_head(ObjectReader& reader, SearchResult& result) {
     teacher.finish();
 }
 
+// Predictor, solver and seconds are missing in files of before there was a choice.
+void read_proof(ObjectReader proof, SearchResult& result) {
+    const std::string status = proof.text("status");
+    if (status != "optimal_for_predictor" && status != "bounded")
+        proof.fail(fmt::format("status: found \"{}\", expected optimal_for_predictor or bounded", status));
+    result.proven = status == "optimal_for_predictor";
+    result.bound = proof.number("bound");
+    result.gap = proof.number("gap");
+    const std::string predictor = proof.text("predictor", "additive");
+    if (predictor != "additive" && predictor != "pairs")
+        proof.fail(fmt::format("predictor: found \"{}\", expected additive or pairs", predictor));
+    result.predictor = predictor == "pairs" ? Predictor::pairs : Predictor::additive;
+    result.solver = proof.text("solver", "enumeration");
+    result.seconds = proof.optional_number("seconds");
+    proof.finish();
+}
+
 }  // namespace
 
 std::string search_json(const SearchResult& result) {
@@ -203,13 +261,26 @@ std::string search_json(const SearchResult& result) {
     for (const Candidate& candidate : result.candidates)
         json["candidates"].push_back(candidate_json(candidate));
     json["best"] = result.best;
+    json["finalists"] = result.finalists;
+    json["rounds"] = Json::array();
+    for (const SearchRound& round : result.rounds)
+        json["rounds"].push_back({{"measured", round.measured},
+                                  {"new", round.fresh},
+                                  {"best", round.best},
+                                  {"best_cost", round.best_cost},
+                                  {"rank_correlation", number_or_null(round.rank_correlation)}});
     json["frontier"] = Json::array();
     for (const FrontierPoint& point : result.frontier)
         json["frontier"].push_back({{"total", point.total},
                                     {"value", point.value},
                                     {"drop", point.drop},
                                     {"ffn_width", width_json(point.ffn_width)}});
-    json["proof"] = {{"status", "optimal_for_predictor"}, {"bound", result.bound}, {"gap", result.gap}};
+    json["proof"] = {{"status", result.proven ? "optimal_for_predictor" : "bounded"},
+                     {"bound", result.bound},
+                     {"gap", result.gap},
+                     {"predictor", name(result.predictor)},
+                     {"solver", result.solver},
+                     {"seconds", number_or_null(result.seconds)}};
     json["compositions"] = result.compositions;
     json["rank_correlation"] = number_or_null(result.rank_correlation);
     if (result.type_corrections) json["type_corrections"] = type_corrections_json(*result.type_corrections);
@@ -224,13 +295,16 @@ SearchResult read_search(const std::filesystem::path& path) {
     reader.each("candidates",
                 [&](ObjectReader candidate) { result.candidates.push_back(read_candidate(candidate)); });
     result.best = reader.text("best");
+    if (const Json* finalists = reader.optional("finalists"))
+        for (const Json& id : *finalists) {
+            if (!id.is_string()) reader.fail("finalists: expected candidates' ids");
+            result.finalists.push_back(id.get<std::string>());
+        }
+    if (reader.optional("rounds"))
+        reader.each("rounds", [&](ObjectReader round) { result.rounds.push_back(read_round(round)); });
     reader.each("frontier",
                 [&](ObjectReader point) { result.frontier.push_back(read_frontier_point(point)); });
-    ObjectReader proof = reader.object("proof");
-    if (proof.text("status") != "optimal_for_predictor") proof.fail("status: expected optimal_for_predictor");
-    result.bound = proof.number("bound");
-    result.gap = proof.number("gap");
-    proof.finish();
+    read_proof(reader.object("proof"), result);
     result.compositions = reader.integer("compositions", 0);
     result.rank_correlation = reader.optional_number("rank_correlation");
     if (reader.optional("type_corrections"))

@@ -29,6 +29,10 @@ bool is_maximal(const Space& space, const Limits& limits, const Point& point) {
 
 }  // namespace
 
+StudentPlan plan_of(const Space& space, const Student& student) {
+    return student.free ? *student.free : space.plan(student.point);
+}
+
 bool better(const Student& a, const Student& b) {
     return std::tie(a.value, a.total, a.point) < std::tie(b.value, b.total, b.point);
 }
@@ -37,6 +41,18 @@ bool on_frontier(const Solution& solution, const Student& student) {
     const auto at = std::lower_bound(solution.frontier.begin(), solution.frontier.end(), student.total,
                                      [](const Student& point, int64_t total) { return point.total < total; });
     return at != solution.frontier.end() && at->total == student.total && at->value == student.value;
+}
+
+void add_free(Solution& solution, Student student) {
+    if (!solution.optimum || student.value < solution.optimum->value) solution.optimum = student;
+    solution.maximal.insert(
+        std::lower_bound(solution.maximal.begin(), solution.maximal.end(), student, better), student);
+    std::vector<Student> all = solution.frontier;
+    all.push_back(std::move(student));
+    std::vector<TradeOff> trade_offs;
+    for (const Student& each : all) trade_offs.push_back({.total = each.total, .value = each.value});
+    solution.frontier.clear();
+    for (const std::size_t i : pareto_set(trade_offs)) solution.frontier.push_back(all[i]);
 }
 
 Solution solve(const Space& space, const Limits& limits) {

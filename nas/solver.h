@@ -10,8 +10,9 @@ namespace minipuzzle::nas {
 
 struct Student {
     Point point;
-    int64_t total = 0, params = 0;  // bytes; parameters
-    double value = 0;               // predicted
+    std::optional<StudentPlan> free;  // a student outside the space; `point` then has its counts
+    int64_t total = 0, params = 0;    // bytes; parameters
+    double value = 0;                 // predicted
 };
 
 struct Solution {
@@ -30,7 +31,12 @@ struct Solution {
     double smallest_seconds = 0;
 };
 
+// Puts a student from outside the space on the list and on the frontier, where it beats what stands there.
+void add_free(Solution& solution, Student student);
+
 Solution solve(const Space& space, const Limits& limits);
+
+StudentPlan plan_of(const Space& space, const Student& student);
 
 // Best predicted first: the one order of students.
 bool better(const Student& a, const Student& b);

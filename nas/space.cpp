@@ -246,6 +246,8 @@ Space::Space(const Architecture& teacher, const Surrogate& surrogate, const Sear
                 surrogate.type_corrections->cost(type, axis.cost[d], static_cast<int64_t>(d), axis.layers) -
                 axis.cost[d]);
     }
+    pairs_ = uses_pairs(surrogate, options.predictor);
+    if (pairs_) tabulate_pairs();
     widths_ = width_grid(surrogate, teacher, options);
     for (const WidthChoice& width : widths_) {
         StudentPlan sizes;
@@ -335,7 +337,44 @@ double Space::seconds(const Point& point) const {
     return sum;
 }
 
+void Space::tabulate_pairs() {
+    const Interactions& interactions = *surrogate_.interactions;
+    const auto pair = [&](int64_t a, int64_t b) { return interactions.pair(std::min(a, b), std::max(a, b)); };
+    for (std::size_t s = 0; s < kTypes; ++s)
+        for (std::size_t t = s; t < kTypes; ++t) {
+            const std::vector<int64_t>&rows = axes_[s].order, &columns = axes_[t].order;
+            const std::size_t stride = columns.size() + 1;
+            std::vector<double>& sums = pair_sums_[s][t];
+            sums.assign((rows.size() + 1) * stride, 0);
+            for (std::size_t d = 1; d <= rows.size(); ++d)
+                for (std::size_t e = 1; e <= columns.size(); ++e) {
+                    const bool counts = s != t || e < d;
+                    sums[d * stride + e] = sums[(d - 1) * stride + e] + sums[d * stride + e - 1] -
+                                           sums[(d - 1) * stride + e - 1] +
+                                           (counts ? pair(rows[d - 1], columns[e - 1]) : 0);
+                }
+        }
+}
+
+double Space::pair_sum(const Point& point) const {
+    double sum = 0;
+    for (std::size_t s = 0; s < kTypes; ++s)
+        for (std::size_t t = s; t < kTypes; ++t)
+            sum += pair_sums_[s][t][static_cast<std::size_t>(point.dropped[s]) * (axes_[t].order.size() + 1) +
+                                    static_cast<std::size_t>(point.dropped[t])];
+    return sum;
+}
+
 Predicted Space::predicted(const Point& point) const {
+    Predicted sum = additive(point);
+    if (!pairs_) return sum;
+    sum.pairs = surrogate_.interactions->pairs(drop(point));
+    sum.value += *sum.pairs;
+    if (sum.loss) sum.loss = sum.value;
+    return sum;
+}
+
+Predicted Space::additive(const Point& point) const {
     double layers = 0;
     for (std::size_t t = 0; t < kTypes; ++t)
         layers += axes_[t].cost[static_cast<std::size_t>(point.dropped[t])];
@@ -350,7 +389,9 @@ Predicted Space::predicted(const Point& point) const {
     return corrected(std::move(predicted), correction);
 }
 
-double Space::value(const Point& point) const { return predicted(point).value; }
+double Space::value(const Point& point) const {
+    return additive(point).value + (pairs_ ? pair_sum(point) : 0.0);
+}
 
 std::optional<Point> Space::with_more(const Point& point, LayerType type) const {
     const std::size_t t = static_cast<std::size_t>(type);

@@ -72,6 +72,7 @@ class Space {
     // By the options' latency table; 0 without one.
     double seconds(const Point& point) const;
     Predicted predicted(const Point& point) const;
+    // Of predicted(), to the last bit but one: with pairs from tables.
     double value(const Point& point) const;
     // The student that keeps more: the next larger count of a type, or the next wider width; null where the
     // space ends.
@@ -113,6 +114,10 @@ class Space {
     void for_each_kept(const Architecture& sized, LayerType type, Keep keep) const;
     Memory memory_at(std::size_t workload, const Point& point) const;
 
+    void tabulate_pairs();
+    double pair_sum(const Point& point) const;
+    Predicted additive(const Point& point) const;
+
     const Surrogate& surrogate_;
     std::array<Axis, kTypes> axes_;
     std::vector<WidthChoice> widths_;
@@ -120,6 +125,10 @@ class Space {
     int64_t outer_params_ = 0, buffers_ = 0;
     std::optional<int64_t> mamba_heads_;
     double outer_seconds_ = 0;
+    // [s][t], s <= t: sums of the pairs between the first d dropped of type s and the first e of type t, at
+    // d * (layers of t + 1) + e; within a type each pair once.
+    std::array<std::array<std::vector<double>, kTypes>, kTypes> pair_sums_;
+    bool pairs_ = false;
 };
 
 }  // namespace minipuzzle::nas

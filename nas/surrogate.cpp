@@ -120,16 +120,6 @@ bool uses_pairs(const Surrogate& surrogate, Predictor predictor) {
     return known && predictor != Predictor::additive;
 }
 
-Predicted predict_with(Predictor predictor, const Surrogate& surrogate, const Architecture& teacher,
-                       const StudentPlan& plan) {
-    Predicted predicted = predict_additive(surrogate, teacher, plan);
-    if (!uses_pairs(surrogate, predictor)) return predicted;
-    predicted.pairs = surrogate.interactions->pairs(plan.drop);
-    predicted.value += *predicted.pairs;
-    if (predicted.loss) predicted.loss = predicted.value;
-    return predicted;
-}
-
 namespace {
 
 // What the corrections of all types add, by type and in drop order as in Space, so that both give the same
@@ -154,6 +144,18 @@ double type_correction(const Surrogate& surrogate, const Architecture& teacher, 
 Predicted corrected(Predicted predicted, double correction) {
     predicted.correction = correction;
     predicted.value += correction;
+    if (predicted.loss) predicted.loss = predicted.value;
+    return predicted;
+}
+
+Predicted predict_with(Predictor predictor, const Surrogate& surrogate, const Architecture& teacher,
+                       const StudentPlan& plan) {
+    Predicted predicted = predict_additive(surrogate, teacher, plan);
+    if (surrogate.type_corrections)
+        return corrected(std::move(predicted), type_correction(surrogate, teacher, plan));
+    if (!uses_pairs(surrogate, predictor)) return predicted;
+    predicted.pairs = surrogate.interactions->pairs(plan.drop);
+    predicted.value += *predicted.pairs;
     if (predicted.loss) predicted.loss = predicted.value;
     return predicted;
 }

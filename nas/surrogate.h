@@ -50,7 +50,8 @@ Predicted predict_additive(const Surrogate& surrogate, const Architecture& teach
 // none.
 bool uses_pairs(const Surrogate& surrogate, Predictor predictor);
 
-// The prediction that a search minimises: the additive one, with the measured pairs where uses_pairs(). What
+// The prediction that a search minimises: the additive one, corrected by type where
+// corrections are given, else with the measured pairs where uses_pairs(). What
 // larger removals add is left out: no exact solver reaches it. Errors alike.
 Predicted predict_with(Predictor predictor, const Surrogate& surrogate, const Architecture& teacher,
                        const StudentPlan& plan);

@@ -94,15 +94,6 @@ struct ScoreCommand : Command {
     CommandResult run(const Context& context) override;
 };
 
-// The best measured students of a search, distilled for a while and measured again.
-struct TournamentOptions {
-    int64_t students = 0, tokens = 1'000'000;
-    std::vector<std::string> data;
-    double lr = 1e-4;
-
-    void add_to(OptionTable& table);
-};
-
 // What students may be made of, and how the best predicted one is found.
 struct StudentOptions {
     std::vector<int64_t> keep, drop, ffn_widths;
@@ -114,6 +105,15 @@ struct StudentOptions {
     void apply(nas::SearchOptions& options) const;
 };
 
+// The best measured students of a search, distilled for a while and measured again.
+struct TournamentOptions {
+    int64_t students = 0, tokens = 1'000'000;
+    std::vector<std::string> data;
+    double lr = 1e-4;
+
+    void add_to(OptionTable& table);
+};
+
 struct SearchCommand : Command {
     std::string model, arch, scores, out, objective, type_corrections, select_by = "loss";
     std::optional<Amount> mem_budget, max_params;
@@ -121,9 +121,9 @@ struct SearchCommand : Command {
     std::vector<std::string> fits;
     std::vector<int64_t> mamba_layers, ffn_layers, attention_layers, ffn_width;
     StudentOptions students;
-    bool all = false;
+    bool all = false, explain = false;
     std::vector<std::string> data;
-    int64_t measure = 32, weight_memory = 0;
+    int64_t measure = 32, rounds = 6, weight_memory = 0;
     WindowOptions windows;
     std::string tasks, latency;
     std::optional<double> max_latency;  // seconds
@@ -167,6 +167,7 @@ struct EvalCommand : Command {
     WeightOptions weights;
     std::vector<std::string> data;
     WindowOptions windows;
+    bool per_sequence = false;
 
     const char* name() const override { return "eval"; }
     const char* help() const override { return "Measure a model, or many students of it, on data"; }

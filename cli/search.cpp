@@ -6,6 +6,7 @@
 #include <filesystem>
 
 #include "cli/commands.h"
+#include "cli/explain.h"
 #include "cli/fits.h"
 #include "cli/inspect.h"
 #include "cli/model_loading.h"
@@ -61,6 +62,7 @@ nas::SearchOptions search_options(const SearchCommand& command, const ModelOrArc
     command.students.apply(options);
     options.all = command.all;
     options.measure = command.measure;
+    options.rounds = command.rounds;
     options.select_by = command.select_by;
     if (!command.latency.empty()) options.latency = nas::read_latency(command.latency);
     options.max_latency = command.max_latency;
@@ -74,6 +76,7 @@ struct MeasuringBench {
     Corpus corpus;
     std::vector<Window> windows;
     std::optional<TaskSet> tasks;
+    std::optional<nas::Measured> teacher;  // once anything was measured
 };
 
 std::unique_ptr<MeasuringBench> open_bench(const SearchCommand& command, const Context& context) {
@@ -86,17 +89,33 @@ std::unique_ptr<MeasuringBench> open_bench(const SearchCommand& command, const C
     std::optional<TaskSet> tasks;
     if (!command.tasks.empty()) tasks = model->reader().tasks(command.tasks);
     return std::make_unique<MeasuringBench>(MeasuringBench{
-        std::move(backend), std::move(model), std::move(corpus), std::move(windows), std::move(tasks)});
+        std::move(backend), std::move(model), std::move(corpus), std::move(windows), std::move(tasks), {}});
 }
 
-nas::Measurer make_measurer(const MeasuringBench& bench, const Architecture& architecture,
-                            const WidthScores* widths, const RunControl& control) {
-    return [&bench, &architecture, widths, control](const std::vector<StudentPlan>& plans) {
-        const SweepResult sweep = minipuzzle::sweep(*bench.backend, architecture, bench.model->weights(),
-                                                    plans, widths, bench.corpus, bench.windows, control);
+// What one sweep saves: students that share their first layers share the work.
+void print_saving(Console& console, int64_t round, std::size_t students, const SweepResult& sweep) {
+    console.note(
+        fmt::format("round {}: {} students in one sweep, {:.3f} of the arithmetic of separate passes", round,
+                    students, sweep.multiply_adds / sweep.separate_multiply_adds));
+}
+
+nas::Measurer make_measurer(MeasuringBench& bench, const Architecture& architecture,
+                            const WidthScores* widths, const Context& context) {
+    return [&bench, &architecture, widths, &context,
+            round = int64_t{0}](const std::vector<StudentPlan>& plans) mutable {
+        const SweepResult sweep =
+            minipuzzle::sweep(*bench.backend, architecture, bench.model->weights(), plans, widths,
+                              bench.corpus, bench.windows, context.control);
+        print_saving(context.console, ++round, plans.size(), sweep);
         std::vector<nas::Measured> measured;
         int64_t tokens = 0;
         for (int64_t each : sweep.tokens) tokens += each;
+        bench.teacher = {.loss = mean(sweep.base.loss, sweep.tokens),
+                         .kl = 0,
+                         .next_token_accuracy = mean(sweep.base.accuracy, sweep.tokens),
+                         .top1_agreement = 1,
+                         .tokens = tokens,
+                         .tasks = std::nullopt};
         for (const SequenceMetrics& student : sweep.variants)
             measured.push_back({.loss = mean(student.loss, sweep.tokens),
                                 .kl = mean(student.kl, sweep.tokens),
@@ -106,7 +125,7 @@ nas::Measurer make_measurer(const MeasuringBench& bench, const Architecture& arc
                                 .tasks = std::nullopt});
         if (bench.tasks) {
             const TaskResults tasks = run_tasks(*bench.backend, architecture, bench.model->weights(), plans,
-                                                widths, *bench.tasks, control);
+                                                widths, *bench.tasks, context.control);
             for (std::size_t i = 0; i < plans.size(); ++i)
                 measured[i].tasks = task_measurement(tasks.variants[i]);
         }
@@ -169,8 +188,10 @@ OptionTable SearchCommand::options() {
     table.text("type-corrections", "FILE.json", type_corrections,
                "another model's scores with random sets: what many layers of a type cost beyond the sum");
     table.flag("all", all, "keep every maximal candidate, not the 100 best");
+    table.flag("explain", explain, "say of each layer why it stays or goes in the best student");
     table.texts("data", "FILE...", data, "measure candidates on these rows");
-    table.count("measure", measure, "how many candidates, spread over compositions", 1);
+    table.count("measure", measure, "how many students at most", 1);
+    table.count("rounds", rounds, "in how many rounds; each learns from those before", 1);
     table.text("tasks", "FILE.jsonl", tasks, "with --data: also multiple-choice rows, as of eval --tasks");
     table.word("select-by", {"loss", "kl", "accuracy", "agreement", "tasks"}, select_by,
                "measurement that picks the best");
@@ -196,10 +217,11 @@ CommandResult SearchCommand::run(const Context& context) {
     if (!data.empty()) {
         widths = width_scores_beside(scores, table.width_scores_file);
         bench = open_bench(*this, context);
-        measurer = make_measurer(*bench, teacher.architecture, widths ? &*widths : nullptr, context.control);
+        measurer = make_measurer(*bench, teacher.architecture, widths ? &*widths : nullptr, context);
     }
     nas::SearchResult result = nas::search(teacher.architecture, table, options, measurer);
     result.provenance = context.provenance();
+    if (bench) result.teacher_measured = bench->teacher;
     context.console.note(fmt::format("objective {}", minipuzzle::name(result.objective)));
     claim_folder(out);
     write_orders(table, *this);
@@ -211,8 +233,15 @@ CommandResult SearchCommand::run(const Context& context) {
         write_search(result, *this);
         keep_winner(out, result);
     }
-    return {.json = Json::parse(nas::search_json(result)),
-            .text = search_summary(result) + fmt::format("wrote {}\n", out)};
+    CommandResult found = {.json = Json::parse(nas::search_json(result)), .text = search_summary(result)};
+    if (explain) {
+        const nas::Explanation explanation = nas::explain(teacher.architecture, table, result.objective,
+                                                          options, nas::find_candidate(result, "").plan);
+        found.json["explain"] = explain_json(explanation);
+        found.text += "\n" + explain_text(explanation);
+    }
+    found.text += fmt::format("wrote {}\n", out);
+    return found;
 }
 
 }  // namespace minipuzzle::cli

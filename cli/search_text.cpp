@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cmath>
 #include <iterator>
 
 #include "cli/model_loading.h"
@@ -58,49 +59,71 @@ std::string tournament_text(const nas::SearchResult& result) {
                        table.text());
 }
 
-std::string candidate_table(const nas::SearchResult& result) {
-    std::vector<const nas::Candidate*> shown;
-    for (const nas::Candidate& candidate : result.candidates)
-        if (shown.size() < kShownCandidates || candidate.id == result.best) shown.push_back(&candidate);
-    const bool measured = std::any_of(result.candidates.begin(), result.candidates.end(),
-                                      [](const nas::Candidate& each) { return each.measured.has_value(); });
-    std::vector<std::string> header = {"id", "kept", "ffn_width", "params", "memory", "predicted"};
-    const nas::Candidate& first = result.candidates.front();
-    const bool timed = first.latency.has_value();
-    const bool tasks =
-        std::any_of(result.candidates.begin(), result.candidates.end(),
-                    [](const nas::Candidate& each) { return each.measured && each.measured->tasks; });
+// "45/48/5": as kept_text, where there is little room.
+std::string counts_cell(const nas::Candidate& candidate) {
+    return fmt::format("{}/{}/{}", candidate.mamba, candidate.ffn, candidate.attention);
+}
+
+// A table of students; measurements that none of them has are left out, and where tasks take their room
+// the parameters.
+std::string students_table(const nas::SearchResult& result, const std::vector<const nas::Candidate*>& shown) {
+    const auto any = [&](auto has) { return std::any_of(shown.begin(), shown.end(), has); };
+    const bool measured = any([](const nas::Candidate* each) { return each->measured.has_value(); });
+    const bool tasks = any([](const auto* each) { return each->measured && each->measured->tasks; });
+    const bool timed = any([](const nas::Candidate* each) { return each->latency.has_value(); });
+    std::vector<std::string> header = {"id", "M/F/A", "width"};
+    if (!tasks) header.push_back("params");
+    header.insert(header.end(), {"memory", "predicted"});
     if (timed) header.push_back("ms");
-    if (measured) header.insert(header.end(), {"loss", "kl", "accuracy", "agreement"});
+    if (measured) header.insert(header.end(), {"loss", "kl", "accuracy", "agree"});
     if (tasks) header.push_back("tasks");
     header.push_back("");
     Table table(header);
     for (const nas::Candidate* each : shown) {
-        std::vector<std::string> row = {each->id,
-                                        kept_text(result.teacher_pattern, each->plan.drop),
-                                        width_cell(each->ffn_width),
-                                        format_count(each->params),
-                                        format_bytes(each->memory.total()),
-                                        cell(each->predicted.value)};
+        std::vector<std::string> row = {each->id, counts_cell(*each), width_cell(each->ffn_width)};
+        if (!tasks) row.push_back(format_count(each->params));
+        row.insert(row.end(), {format_bytes(each->memory.total()), cell(each->predicted.value)});
         if (timed) row.push_back(cell(each->latency ? std::optional(1e3 * *each->latency) : std::nullopt, 3));
-        if (measured) {
-            const auto& figures = each->measured;
-            const auto figure = [&](double nas::Measured::*of) {
-                return cell(figures ? std::optional((*figures).*of) : std::nullopt);
-            };
+        const auto& figures = each->measured;
+        const auto figure = [&](double nas::Measured::*of) {
+            return cell(figures ? std::optional((*figures).*of) : std::nullopt);
+        };
+        if (measured)
             row.insert(row.end(),
                        {figure(&nas::Measured::loss), figure(&nas::Measured::kl),
                         figure(&nas::Measured::next_token_accuracy), figure(&nas::Measured::top1_agreement)});
-        }
         if (tasks)
-            row.push_back(cell(each->measured && each->measured->tasks
-                                   ? std::optional(each->measured->tasks->accuracy)
-                                   : std::nullopt));
+            row.push_back(
+                cell(figures && figures->tasks ? std::optional(figures->tasks->accuracy) : std::nullopt));
         row.push_back(each->id == result.best ? "<- best" : "");
         table.add(std::move(row));
     }
-    return fmt::format("candidates, {} of {} in order of prediction\n{}", shown.size(),
-                       result.candidates.size(), table.text());
+    return table.text();
+}
+
+std::string candidate_table(const nas::SearchResult& result) {
+    std::vector<const nas::Candidate*> shown, finalists;
+    for (const nas::Candidate& candidate : result.candidates)
+        if (shown.size() < kShownCandidates || candidate.id == result.best) shown.push_back(&candidate);
+    for (const std::string& id : result.finalists) finalists.push_back(&nas::find_candidate(result, id));
+    std::string text;
+    if (!finalists.empty())
+        text = fmt::format("finalists, {}\n{}\n", finalists.size(), students_table(result, finalists));
+    return text + fmt::format("candidates, {} of {} in order of prediction\n{}", shown.size(),
+                              result.candidates.size(), students_table(result, shown));
+}
+
+// Costs are the measurement, or its negation where more is better.
+std::string rounds_table(const nas::SearchResult& result) {
+    if (result.rounds.empty()) return "";
+    Table table({"round", "measured", "new", "best", "its " + result.select_by, "Spearman"});
+    for (std::size_t i = 0; i < result.rounds.size(); ++i) {
+        const nas::SearchRound& round = result.rounds[i];
+        table.add({std::to_string(i + 1), std::to_string(round.measured), std::to_string(round.fresh),
+                   round.best, cell(std::fabs(round.best_cost)), cell(round.rank_correlation)});
+    }
+    return "rounds of measuring; Spearman: a round's students as foretold against measured\n" + table.text() +
+           "\n";
 }
 
 std::string corrections_text(const nas::TypeCorrections& corrections) {
@@ -211,8 +234,8 @@ int64_t knee_of(const std::vector<nas::FrontierPoint>& frontier) {
 }
 
 std::string search_summary(const nas::SearchResult& result) {
-    return asked_text(result) + proof_text(result) + best_text(result) + "\n" + tournament_text(result) +
-           candidate_table(result) + "\n" + frontier_table(result);
+    return asked_text(result) + proof_text(result) + best_text(result) + "\n" + rounds_table(result) +
+           tournament_text(result) + candidate_table(result) + "\n" + frontier_table(result);
 }
 
 std::string kept_text(const std::string& teacher_pattern, const std::vector<int64_t>& drop) {

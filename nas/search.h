@@ -46,7 +46,8 @@ struct SearchOptions {
     // Fitted for the objective; its sums are then corrected, whatever their order inside a type.
     std::optional<TypeCorrections> type_corrections;
     bool all = false;                // keep every maximal candidate, not the 100 best
-    int64_t measure = 32;            // candidates measured when a Measurer is given
+    int64_t measure = 32;            // students measured when a Measurer is given, at most
+    int64_t rounds = 6;              // in which they are measured, at most
     std::string select_by = "loss";  // loss|kl|accuracy|agreement|tasks
     // With a table: candidates say what they take, and take at most `max_latency` seconds where it is given.
     std::optional<LatencyTable> latency;
@@ -64,6 +65,8 @@ struct Predicted {
     // Of the prediction with interactions (nas/interactions.h): sums over pairs, and what larger removals
     // add; without pairs what corrections per type add (nas/type_corrections.h).
     std::optional<double> pairs, correction;
+    // The measured cost (select_by; less is better) as what was measured in earlier rounds foretold it.
+    std::optional<double> fitted;
 };
 // Share of multiple-choice rows answered rightly.
 struct TaskMeasurement {
@@ -85,6 +88,7 @@ struct Candidate {
     std::optional<double> latency;    // seconds, by the options' table
     Predicted predicted;
     std::optional<Measured> measured;
+    std::optional<int64_t> round;  // that measured it, from 1
     bool pareto_predicted = false, pareto_measured = false;
 };
 // A workload of SearchOptions::fits as it was searched for.
@@ -98,6 +102,15 @@ struct FrontierPoint {
     double value = 0;
     std::vector<int64_t> drop;
     int64_t ffn_width = 0;
+};
+
+// One round of measuring (nas/funnel.h).
+struct SearchRound {
+    int64_t measured = 0, fresh = 0;  // students so far; of this round
+    std::string best;                 // candidate that costs least so far
+    double best_cost = 0;             // by select_by; less is better
+    // Spearman of this round's students: foretold before they were measured, against measured.
+    std::optional<double> rank_correlation;
 };
 
 // A measured student distilled for a while and measured again, on the same rows.
@@ -120,8 +133,11 @@ struct SearchResult {
     std::string teacher_pattern;
     int64_t teacher_params = 0;
     Memory teacher_memory;
-    std::vector<Candidate> candidates;  // by predicted value
+    std::optional<Measured> teacher_measured;  // on the candidates' data
+    std::vector<Candidate> candidates;         // by predicted value
     std::string best;
+    std::vector<std::string> finalists;  // measured: the best first, one of them a different student
+    std::vector<SearchRound> rounds;
     std::vector<FrontierPoint> frontier;  // exact Pareto set (total, value) over all budgets, ascending total
     double bound = 0, gap = 0;
     // Of the proof: whether no student of the space is predicted better; else time ran out, at `gap`.
@@ -135,7 +151,8 @@ struct SearchResult {
     std::vector<TournamentEntry> tournament;  // in the order of the measurement; its winner is `best`
 };
 
-// Measures plans on data; the caller binds model and corpus (runtime/variant_sweep.h).
+// Measures plans on data, an empty one being the teacher; the caller binds model and corpus
+// (runtime/variant_sweep.h).
 using Measurer = std::function<std::vector<Measured>(const std::vector<StudentPlan>&)>;
 
 // Error infeasible names the smallest reachable total and what would shrink it; usage where options

@@ -22,6 +22,7 @@ Json predicted_json(const Predicted& predicted) {
                   {"pairs", number_or_null(predicted.pairs)},
                   {"width_term", number_or_null(predicted.width_term)}};
     if (predicted.correction) terms["correction"] = *predicted.correction;
+    if (predicted.fitted) terms["fitted"] = *predicted.fitted;
     return {{"value", predicted.value}, {"loss", number_or_null(predicted.loss)}, {"terms", terms}};
 }
 
@@ -87,6 +88,7 @@ Json candidate_json(const Candidate& candidate) {
     if (candidate.latency) json["latency"] = *candidate.latency;
     json["predicted"] = predicted_json(candidate.predicted);
     json["measured"] = measured_json(candidate.measured);
+    json["round"] = candidate.round ? Json(*candidate.round) : Json(nullptr);
     json["pareto_predicted"] = candidate.pareto_predicted;
     json["pareto_measured"] = candidate.pareto_measured;
     return json;
@@ -102,6 +104,7 @@ Predicted read_predicted(ObjectReader reader) {
     predicted.pairs = terms.optional_number("pairs");
     predicted.correction = terms.optional_number("correction");
     predicted.width_term = terms.optional_number("width_term");
+    predicted.fitted = terms.optional_number("fitted");
     terms.finish();
     reader.finish();
     return predicted;
@@ -123,16 +126,6 @@ Measured read_measured(ObjectReader& reader) {
     return measured;
 }
 
-TournamentEntry read_entry(ObjectReader reader) {
-    TournamentEntry entry;
-    entry.id = reader.text("id");
-    entry.loss_before = reader.number("loss_before");
-    entry.after = read_measured(reader);
-    entry.tokens = std::exchange(entry.after.tokens, 0);
-    reader.finish();
-    return entry;
-}
-
 // {"3": 512}: FFN widths of single layers.
 std::map<int64_t, int64_t> read_widths(ObjectReader& reader) {
     std::map<int64_t, int64_t> widths;
@@ -147,6 +140,16 @@ std::map<int64_t, int64_t> read_widths(ObjectReader& reader) {
         widths[std::stoll(key)] = width.get<int64_t>();
     }
     return widths;
+}
+
+TournamentEntry read_entry(ObjectReader reader) {
+    TournamentEntry entry;
+    entry.id = reader.text("id");
+    entry.loss_before = reader.number("loss_before");
+    entry.after = read_measured(reader);
+    entry.tokens = std::exchange(entry.after.tokens, 0);
+    reader.finish();
+    return entry;
 }
 
 Candidate read_candidate(ObjectReader reader) {
@@ -175,6 +178,7 @@ Candidate read_candidate(ObjectReader reader) {
         candidate.measured = read_measured(measured);
         measured.finish();
     }
+    if (reader.optional("round")) candidate.round = reader.integer("round");
     candidate.pareto_predicted = reader.boolean("pareto_predicted", false);
     candidate.pareto_measured = reader.boolean("pareto_measured", false);
     reader.finish();
@@ -208,6 +212,17 @@ FrontierPoint read_frontier_point(ObjectReader reader) {
     return point;
 }
 
+SearchRound read_round(ObjectReader reader) {
+    SearchRound round;
+    round.measured = reader.integer("measured");
+    round.fresh = reader.integer("new");
+    round.best = reader.text("best");
+    round.best_cost = reader.number("best_cost");
+    round.rank_correlation = reader.optional_number("rank_correlation");
+    reader.finish();
+    return round;
+}
+
 void read_head(ObjectReader& reader, SearchResult& result) {
     result.provenance = reader.header(kSearchFormat);
     result.status = reader.text("status");
@@ -228,6 +243,11 @@ void read_head(ObjectReader& reader, SearchResult& result) {
     result.teacher_pattern = teacher.text("pattern");
     result.teacher_params = teacher.integer("params");
     result.teacher_memory = read_memory(teacher.object("memory"));
+    if (teacher.optional("measured")) {
+        ObjectReader measured = teacher.object("measured");
+        result.teacher_measured = read_measured(measured);
+        measured.finish();
+    }
     teacher.finish();
 }
 
@@ -263,10 +283,19 @@ std::string search_json(const SearchResult& result) {
     json["teacher"] = {{"pattern", result.teacher_pattern},
                        {"params", result.teacher_params},
                        {"memory", to_json(result.teacher_memory)}};
+    if (result.teacher_measured) json["teacher"]["measured"] = measured_json(result.teacher_measured);
     json["candidates"] = Json::array();
     for (const Candidate& candidate : result.candidates)
         json["candidates"].push_back(candidate_json(candidate));
     json["best"] = result.best;
+    json["finalists"] = result.finalists;
+    json["rounds"] = Json::array();
+    for (const SearchRound& round : result.rounds)
+        json["rounds"].push_back({{"measured", round.measured},
+                                  {"new", round.fresh},
+                                  {"best", round.best},
+                                  {"best_cost", round.best_cost},
+                                  {"rank_correlation", number_or_null(round.rank_correlation)}});
     json["frontier"] = Json::array();
     for (const FrontierPoint& point : result.frontier)
         json["frontier"].push_back({{"total", point.total},
@@ -294,6 +323,13 @@ SearchResult read_search(const std::filesystem::path& path) {
     reader.each("candidates",
                 [&](ObjectReader candidate) { result.candidates.push_back(read_candidate(candidate)); });
     result.best = reader.text("best");
+    if (const Json* finalists = reader.optional("finalists"))
+        for (const Json& id : *finalists) {
+            if (!id.is_string()) reader.fail("finalists: expected candidates' ids");
+            result.finalists.push_back(id.get<std::string>());
+        }
+    if (reader.optional("rounds"))
+        reader.each("rounds", [&](ObjectReader round) { result.rounds.push_back(read_round(round)); });
     reader.each("frontier",
                 [&](ObjectReader point) { result.frontier.push_back(read_frontier_point(point)); });
     read_proof(reader.object("proof"), result);

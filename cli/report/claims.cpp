@@ -57,6 +57,19 @@ void claims_of_search(const nas::SearchResult& search, std::vector<std::string>&
         search.objective == Objective::loss_delta
             ? " and what narrower FFNs cost, on top of the teacher\u2019s loss"
             : " and what narrower FFNs cost where that is known"));
+    if (const double shift = prediction_shift(search); shift != 0)
+        out.push_back(fmt::format(
+            "The teacher\u2019s own loss is {} on the search\u2019s text and {} on the scores\u2019; "
+            "predicted losses "
+            "are shown raised by the difference, {}, so that they can stand beside measured ones.",
+            fixed_text(search.teacher_measured->loss, 4),
+            fixed_text(search.teacher_measured->loss - shift, 4), fixed_text(shift, 4)));
+    if (search.type_corrections)
+        out.push_back(
+            fmt::format("Sums of a layer type are corrected for how much more many layers cost than one, as "
+                        "measured on {} "
+                        "with {} random sets of layers.",
+                        escape(search.type_corrections->origin), search.type_corrections->sets));
     const std::string considered =
         search.compositions > 0 ? fmt::format("of {} compositions ", grouped(search.compositions)) : "";
     if (search.gap == 0)

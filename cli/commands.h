@@ -105,6 +105,15 @@ struct StudentOptions {
     void apply(nas::SearchOptions& options) const;
 };
 
+// The best measured students of a search, distilled for a while and measured again.
+struct TournamentOptions {
+    int64_t students = 0, tokens = 1'000'000;
+    std::vector<std::string> data;
+    double lr = 1e-4;
+
+    void add_to(OptionTable& table);
+};
+
 struct SearchCommand : Command {
     std::string model, arch, scores, out, objective, type_corrections, select_by = "loss";
     std::optional<Amount> mem_budget, max_params;
@@ -114,8 +123,11 @@ struct SearchCommand : Command {
     StudentOptions students;
     bool all = false;
     std::vector<std::string> data;
-    int64_t measure = 32, weight_memory = 0;
+    int64_t measure = 32, rounds = 6, weight_memory = 0;
     WindowOptions windows;
+    std::string tasks, latency;
+    std::optional<double> max_latency;  // seconds
+    TournamentOptions tournament;
 
     const char* name() const override { return "search"; }
     const char* help() const override { return "Find the student that fits a budget and loses least"; }
@@ -155,6 +167,7 @@ struct EvalCommand : Command {
     WeightOptions weights;
     std::vector<std::string> data;
     WindowOptions windows;
+    bool per_sequence = false;
 
     const char* name() const override { return "eval"; }
     const char* help() const override { return "Measure a model, or many students of it, on data"; }

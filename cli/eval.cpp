@@ -62,13 +62,14 @@ Json widths_json(const StudentPlan& plan) {
 }
 
 // What the sweep over the data says of the full model and of each student.
-void add_sweep(const SweepResult& result, Json& json) {
+void add_sweep(const SweepResult& result, bool per_sequence, Json& json) {
     const double base_loss = mean(result.base.loss, result.tokens);
     json["base"] = {{"loss", base_loss}, {"next_token_accuracy", mean(result.base.accuracy, result.tokens)}};
     int64_t tokens = 0;
     for (int64_t each : result.tokens) tokens += each;
     json["tokens"] = tokens;
     json["sequences"] = result.tokens.size();
+    if (per_sequence) json["sequence_tokens"] = result.tokens;
     for (std::size_t i = 0; i < result.variants.size(); ++i) {
         const SequenceMetrics& metrics = result.variants[i];
         const double loss = mean(metrics.loss, result.tokens);
@@ -77,6 +78,7 @@ void add_sweep(const SweepResult& result, Json& json) {
                                     {"kl", mean(metrics.kl, result.tokens)},
                                     {"next_token_accuracy", mean(metrics.accuracy, result.tokens)},
                                     {"top1_agreement", mean(metrics.top1_agreement, result.tokens)}});
+        if (per_sequence) json["students"][i]["per_sequence"] = metrics.loss;
     }
 }
 
@@ -123,7 +125,7 @@ CommandResult measure_students(const Measuring& on, const EvalCommand& command, 
     if (on.corpus)
         add_sweep(sweep(on.backend, architecture, on.model.weights(), students, widths, *on.corpus,
                         on.windows, context.control),
-                  json);
+                  command.per_sequence, json);
     if (on.tasks) {
         const TaskResults results = on.run_tasks(students, widths, context.control);
         json["tasks"] = to_json(*on.tasks, results.base);
@@ -168,6 +170,8 @@ void check_options(const EvalCommand& command) {
     if (!command.plans.empty() && !command.reference.empty())
         fail_usage(
             "--plans and --reference exclude each other: with --plans the full model is the reference");
+    if (command.per_sequence && (command.plans.empty() || command.data.empty()))
+        fail_usage("--per-sequence needs --plans and --data");
     if (!command.reference.empty() && command.data.empty())
         fail_usage("--reference goes with --data: tasks are scored without one");
     if (!command.out.empty()) check_output_file(command.out);
@@ -185,6 +189,8 @@ OptionTable EvalCommand::options() {
         "measure these students of the model, a {\"drop\": [...], \"ffn_width\": N} a row, in one sweep");
     table.text("width-scores", "FILE", width_scores, "neuron orders for --plans rows with a width");
     table.texts("data", "FILE...", data, "rows to measure on");
+    table.flag("per-sequence", per_sequence,
+               "with --plans: also every window's loss, for paired comparisons");
     table.text("tasks", "FILE.jsonl", tasks,
                "and, or instead: multiple choice, a {\"context\", \"choices\", \"answer\", \"task\"} a row");
     windows.add_to(table);

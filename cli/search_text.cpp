@@ -46,34 +46,65 @@ std::string counts_cell(const nas::Candidate& candidate) {
     return fmt::format("{}/{}/{}", candidate.mamba, candidate.ffn, candidate.attention);
 }
 
-// A table of students; measurements that none of them has are left out, and where tasks take their room
-// the parameters.
+std::string tasks_cell(const nas::TaskMeasurement& tasks) {
+    return tasks.standard_error ? fmt::format("{:.4f} +- {:.4f}", tasks.accuracy, *tasks.standard_error)
+                                : cell(tasks.accuracy);
+}
+
+// The students that were distilled for a while; nothing where none was.
+std::string tournament_text(const nas::SearchResult& result) {
+    if (result.tournament.empty()) return "";
+    Table table({"id", "loss before", "loss", "kl", "accuracy", "agreement", "tasks", ""});
+    for (const nas::TournamentEntry& entry : result.tournament)
+        table.add({entry.id, cell(entry.loss_before), cell(entry.after.loss), cell(entry.after.kl),
+                   cell(entry.after.next_token_accuracy), cell(entry.after.top1_agreement),
+                   entry.after.tasks ? tasks_cell(*entry.after.tasks) : "-",
+                   entry.id == result.best ? "<- best" : ""});
+    return fmt::format("tournament, each distilled on {} tokens\n{}\n", result.tournament.front().tokens,
+                       table.text());
+}
+
+// A table of students. Figures that none of them has are left out; where a latency or tasks take their room
+// the parameters, where both do KL.
 std::string students_table(const nas::SearchResult& result, const std::vector<const nas::Candidate*>& shown) {
     const auto any = [&](auto has) { return std::any_of(shown.begin(), shown.end(), has); };
     const bool measured = any([](const nas::Candidate* each) { return each->measured.has_value(); });
     const bool tasks = any([](const auto* each) { return each->measured && each->measured->tasks; });
+    const bool timed = any([](const nas::Candidate* each) { return each->latency.has_value(); });
+    const bool params = !tasks && !timed, kl = measured && !(tasks && timed);
     std::vector<std::string> header = {"id", "M/F/A", "width"};
-    if (!tasks) header.push_back("params");
-    header.insert(header.end(), {"memory", "predicted"});
-    if (measured) header.insert(header.end(), {"loss", "kl", "accuracy", "agree"});
-    if (tasks) header.push_back("tasks");
-    header.push_back("");
+    const auto head = [&](bool there, const char* heading) {
+        if (there) header.push_back(heading);
+    };
+    head(params, "params");
+    head(true, "memory");
+    head(timed, "ms");
+    head(true, "predicted");
+    head(measured, "loss");
+    head(kl, "kl");
+    head(measured, "accuracy");
+    head(measured, "agree");
+    head(tasks, "tasks");
+    head(true, "");
     Table table(header);
     for (const nas::Candidate* each : shown) {
-        std::vector<std::string> row = {each->id, counts_cell(*each), width_cell(each->ffn_width)};
-        if (!tasks) row.push_back(format_count(each->params));
-        row.insert(row.end(), {format_bytes(each->memory.total()), cell(each->predicted.value)});
         const auto& figures = each->measured;
-        const auto figure = [&](double nas::Measured::*of) {
-            return cell(figures ? std::optional((*figures).*of) : std::nullopt);
+        std::vector<std::string> row = {each->id, counts_cell(*each), width_cell(each->ffn_width)};
+        const auto add = [&](bool there, const std::optional<double>& value, int decimals = 4) {
+            if (there) row.push_back(cell(value, decimals));
         };
-        if (measured)
-            row.insert(row.end(),
-                       {figure(&nas::Measured::loss), figure(&nas::Measured::kl),
-                        figure(&nas::Measured::next_token_accuracy), figure(&nas::Measured::top1_agreement)});
-        if (tasks)
-            row.push_back(
-                cell(figures && figures->tasks ? std::optional(figures->tasks->accuracy) : std::nullopt));
+        const auto figure = [&](double nas::Measured::*of) {
+            return figures ? std::optional((*figures).*of) : std::nullopt;
+        };
+        if (params) row.push_back(format_count(each->params));
+        row.push_back(format_bytes(each->memory.total()));
+        add(timed, each->latency ? std::optional(1e3 * *each->latency) : std::nullopt, 3);
+        add(true, each->predicted.value);
+        add(measured, figure(&nas::Measured::loss));
+        add(kl, figure(&nas::Measured::kl));
+        add(measured, figure(&nas::Measured::next_token_accuracy));
+        add(measured, figure(&nas::Measured::top1_agreement));
+        add(tasks, figures && figures->tasks ? std::optional(figures->tasks->accuracy) : std::nullopt);
         row.push_back(each->id == result.best ? "<- best" : "");
         table.add(std::move(row));
     }
@@ -127,10 +158,12 @@ std::string proof_text(const nas::SearchResult& result) {
 }
 
 std::string asked_text(const nas::SearchResult& result) {
-    std::string text =
-        fmt::format("{}; objective {}; {} compositions considered\n",
-                    result.status == "measured" ? "chosen by measured " + result.select_by : "predicted only",
-                    name(result.objective), result.compositions);
+    std::string text = fmt::format(
+        "{}; objective {}; {} compositions considered\n",
+        !result.tournament.empty()
+            ? "chosen by a tournament, by " + result.select_by
+            : (result.status == "measured" ? "chosen by measured " + result.select_by : "predicted only"),
+        name(result.objective), result.compositions);
     text += wrapped("workload: " + describe(result.workload), kColumns);
     if (result.budget_bytes >= 0)
         text += fmt::format("budget {} bytes ({})\n", result.budget_bytes, format_bytes(result.budget_bytes));
@@ -163,6 +196,7 @@ std::string best_text(const nas::SearchResult& result) {
                                 format_bytes(at.bytes), format_bytes(at.total)),
                     kColumns);
     }
+    if (best.latency) text += fmt::format("predicted latency {:.4f} ms\n", 1e3 * *best.latency);
     if (result.rank_correlation)
         text += fmt::format("Spearman, predicted against measured: {:.4f}\n", *result.rank_correlation);
     return text;
@@ -211,7 +245,7 @@ int64_t knee_of(const std::vector<nas::FrontierPoint>& frontier) {
 
 std::string search_summary(const nas::SearchResult& result) {
     return asked_text(result) + proof_text(result) + best_text(result) + "\n" + rounds_table(result) +
-           candidate_table(result) + "\n" + frontier_table(result);
+           tournament_text(result) + candidate_table(result) + "\n" + frontier_table(result);
 }
 
 std::string kept_text(const std::string& teacher_pattern, const std::vector<int64_t>& drop) {

@@ -46,7 +46,8 @@ struct SearchOptions {
     // Fitted for the objective; its sums are then corrected, whatever their order inside a type.
     std::optional<TypeCorrections> type_corrections;
     bool all = false;                // keep every maximal candidate, not the 100 best
-    int64_t measure = 32;            // candidates measured when a Measurer is given
+    int64_t measure = 32;            // students measured when a Measurer is given, at most
+    int64_t rounds = 6;              // in which they are measured, at most
     std::string select_by = "loss";  // loss|kl|accuracy|agreement|tasks
     // With a table: candidates say what they take, and take at most `max_latency` seconds where it is given.
     std::optional<LatencyTable> latency;
@@ -112,6 +113,14 @@ struct SearchRound {
     std::optional<double> rank_correlation;
 };
 
+// A measured student distilled for a while and measured again, on the same rows.
+struct TournamentEntry {
+    std::string id;          // the candidate's
+    int64_t tokens = 0;      // it was distilled on
+    double loss_before = 0;  // the candidate's measured loss
+    Measured after;          // its `tokens` are not in the file: they are the candidate's
+};
+
 struct SearchResult {
     Provenance provenance;
     std::string status;  // "predicted_only" | "measured"
@@ -139,9 +148,11 @@ struct SearchResult {
     int64_t compositions = 0;                // considered
     std::optional<double> rank_correlation;  // Spearman, predicted against measured
     std::optional<TypeCorrections> type_corrections;
+    std::vector<TournamentEntry> tournament;  // in the order of the measurement; its winner is `best`
 };
 
-// Measures plans on data; the caller binds model and corpus (runtime/variant_sweep.h).
+// Measures plans on data, an empty one being the teacher; the caller binds model and corpus
+// (runtime/variant_sweep.h).
 using Measurer = std::function<std::vector<Measured>(const std::vector<StudentPlan>&)>;
 
 // Error infeasible names the smallest reachable total and what would shrink it; usage where options

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "nas/search.h"
 
@@ -21,6 +22,7 @@ Json predicted_json(const Predicted& predicted) {
                   {"pairs", number_or_null(predicted.pairs)},
                   {"width_term", number_or_null(predicted.width_term)}};
     if (predicted.correction) terms["correction"] = *predicted.correction;
+    if (predicted.fitted) terms["fitted"] = *predicted.fitted;
     return {{"value", predicted.value}, {"loss", number_or_null(predicted.loss)}, {"terms", terms}};
 }
 
@@ -61,6 +63,13 @@ Json measured_json(const std::optional<Measured>& measured) {
     return json;
 }
 
+Json entry_json(const TournamentEntry& entry) {
+    Json json = {{"id", entry.id}, {"loss_before", entry.loss_before}};
+    json.update(measured_json(entry.after));
+    json["tokens"] = entry.tokens;
+    return json;
+}
+
 Json candidate_json(const Candidate& candidate) {
     Json json = {{"id", candidate.id},
                  {"pattern", candidate.pattern},
@@ -79,6 +88,7 @@ Json candidate_json(const Candidate& candidate) {
     if (candidate.latency) json["latency"] = *candidate.latency;
     json["predicted"] = predicted_json(candidate.predicted);
     json["measured"] = measured_json(candidate.measured);
+    json["round"] = candidate.round ? Json(*candidate.round) : Json(nullptr);
     json["pareto_predicted"] = candidate.pareto_predicted;
     json["pareto_measured"] = candidate.pareto_measured;
     return json;
@@ -94,12 +104,13 @@ Predicted read_predicted(ObjectReader reader) {
     predicted.pairs = terms.optional_number("pairs");
     predicted.correction = terms.optional_number("correction");
     predicted.width_term = terms.optional_number("width_term");
+    predicted.fitted = terms.optional_number("fitted");
     terms.finish();
     reader.finish();
     return predicted;
 }
 
-Measured read_measured(ObjectReader reader) {
+Measured read_measured(ObjectReader& reader) {
     Measured measured;
     measured.loss = reader.number("loss");
     measured.kl = reader.number("kl");
@@ -112,7 +123,6 @@ Measured read_measured(ObjectReader reader) {
                           .standard_error = tasks.optional_number("stderr")};
         tasks.finish();
     }
-    reader.finish();
     return measured;
 }
 
@@ -130,6 +140,16 @@ std::map<int64_t, int64_t> read_widths(ObjectReader& reader) {
         widths[std::stoll(key)] = width.get<int64_t>();
     }
     return widths;
+}
+
+TournamentEntry read_entry(ObjectReader reader) {
+    TournamentEntry entry;
+    entry.id = reader.text("id");
+    entry.loss_before = reader.number("loss_before");
+    entry.after = read_measured(reader);
+    entry.tokens = std::exchange(entry.after.tokens, 0);
+    reader.finish();
+    return entry;
 }
 
 Candidate read_candidate(ObjectReader reader) {
@@ -153,7 +173,12 @@ Candidate read_candidate(ObjectReader reader) {
     if (reader.optional("fits")) candidate.fit_totals = reader.integers("fits");
     candidate.latency = reader.optional_number("latency");
     candidate.predicted = read_predicted(reader.object("predicted"));
-    if (reader.optional("measured")) candidate.measured = read_measured(reader.object("measured"));
+    if (reader.optional("measured")) {
+        ObjectReader measured = reader.object("measured");
+        candidate.measured = read_measured(measured);
+        measured.finish();
+    }
+    if (reader.optional("round")) candidate.round = reader.integer("round");
     candidate.pareto_predicted = reader.boolean("pareto_predicted", false);
     candidate.pareto_measured = reader.boolean("pareto_measured", false);
     reader.finish();
@@ -185,6 +210,17 @@ FrontierPoint read_frontier_point(ObjectReader reader) {
     point.ffn_width = reader.integer("ffn_width", 0);
     reader.finish();
     return point;
+}
+
+SearchRound read_round(ObjectReader reader) {
+    SearchRound round;
+    round.measured = reader.integer("measured");
+    round.fresh = reader.integer("new");
+    round.best = reader.text("best");
+    round.best_cost = reader.number("best_cost");
+    round.rank_correlation = reader.optional_number("rank_correlation");
+    reader.finish();
+    return round;
 }
 
 void read_head(ObjectReader& reader, SearchResult& result) {
@@ -248,6 +284,14 @@ std::string search_json(const SearchResult& result) {
     for (const Candidate& candidate : result.candidates)
         json["candidates"].push_back(candidate_json(candidate));
     json["best"] = result.best;
+    json["finalists"] = result.finalists;
+    json["rounds"] = Json::array();
+    for (const SearchRound& round : result.rounds)
+        json["rounds"].push_back({{"measured", round.measured},
+                                  {"new", round.fresh},
+                                  {"best", round.best},
+                                  {"best_cost", round.best_cost},
+                                  {"rank_correlation", number_or_null(round.rank_correlation)}});
     json["frontier"] = Json::array();
     for (const FrontierPoint& point : result.frontier)
         json["frontier"].push_back({{"total", point.total},
@@ -262,6 +306,7 @@ std::string search_json(const SearchResult& result) {
                      {"seconds", number_or_null(result.seconds)}};
     json["compositions"] = result.compositions;
     json["rank_correlation"] = number_or_null(result.rank_correlation);
+    for (const TournamentEntry& entry : result.tournament) json["tournament"].push_back(entry_json(entry));
     if (result.type_corrections) json["type_corrections"] = type_corrections_json(*result.type_corrections);
     return pretty(json);
 }
@@ -274,11 +319,21 @@ SearchResult read_search(const std::filesystem::path& path) {
     reader.each("candidates",
                 [&](ObjectReader candidate) { result.candidates.push_back(read_candidate(candidate)); });
     result.best = reader.text("best");
+    if (const Json* finalists = reader.optional("finalists"))
+        for (const Json& id : *finalists) {
+            if (!id.is_string()) reader.fail("finalists: expected candidates' ids");
+            result.finalists.push_back(id.get<std::string>());
+        }
+    if (reader.optional("rounds"))
+        reader.each("rounds", [&](ObjectReader round) { result.rounds.push_back(read_round(round)); });
     reader.each("frontier",
                 [&](ObjectReader point) { result.frontier.push_back(read_frontier_point(point)); });
     read_proof(reader.object("proof"), result);
     result.compositions = reader.integer("compositions", 0);
     result.rank_correlation = reader.optional_number("rank_correlation");
+    if (reader.optional("tournament"))
+        reader.each("tournament",
+                    [&](ObjectReader entry) { result.tournament.push_back(read_entry(entry)); });
     if (reader.optional("type_corrections"))
         result.type_corrections = read_type_corrections(reader.object("type_corrections"), result.objective);
     reader.finish();

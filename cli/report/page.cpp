@@ -170,12 +170,8 @@ std::string search_sections(const ReportInputs& inputs) {
                 : "One dot a measured candidate; the two axes have different units, so that their order "
                   "alone can agree.",
             figure);
-    out += section(
-        !search.finalists.empty() ? "The finalists" : "The first candidates",
-        measured ? "Every figure that is known of them, the best first; losses are those of students as "
-                   "cut, not yet distilled."
-                 : "Every figure that is known of them, the best predicted first.",
-        finalists_table(search));
+    out += section(!search.finalists.empty() ? "The finalists" : "The first candidates",
+                   finalists_words(search), finalists_table(search));
     out +=
         section("The candidates, layer by layer",
                 fmt::format("{} of {}: the best (\u2605), {}then {}. A coloured cell is a layer that stays.",

@@ -156,8 +156,11 @@ TEST_CASE("report: finalists with every figure that is known, and no column that
     search.candidates[0].measured->tasks = nas::TaskMeasurement{.accuracy = 0.6125, .standard_error = 0.012};
     search.constraints = {{.context = 8192, .batch = 64, .bytes = 90 * kMiB, .total = 100 * kMiB}};
     for (nas::Candidate& candidate : search.candidates) candidate.fit_totals = {80 * kMiB};
+    search.tournament = {
+        {.id = "c001", .tokens = 5000, .loss_before = 3.1, .after = {.loss = 2.9125, .tokens = 0}}};
     const std::string table = finalists_table(search);
     CHECK(unbalanced(table) == "");
+    CHECK(table.find(">2.9125<") != table.npos);
     CHECK(occurrences(table, "<tr") == 5);  // heading, teacher, three finalists
     for (const char* part : {">round<", ">tasks<", "0.613 \u00b1 0.012", "at 8,192 \u00d7 64", "100.00 MiB",
                              "80.00 MiB", ">3.0500<", ">0.4700<", "\u2605"}) {
@@ -179,6 +182,7 @@ TEST_CASE("report: finalists with every figure that is known, and no column that
 TEST_CASE("report: the page of a measured search is redrawn from its file alone") {
     nas::SearchResult search = measured_search();
     search.compositions = 7;
+    add_funnel(search);
     const TempDir folder;
     folder.write("search.json", nas::search_json(search));
     const ReportInputs inputs = read_report_inputs(folder.path());

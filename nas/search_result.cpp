@@ -243,7 +243,11 @@ void read_head(ObjectReader& reader, SearchResult& result) {
     result.teacher_pattern = teacher.text("pattern");
     result.teacher_params = teacher.integer("params");
     result.teacher_memory = read_memory(teacher.object("memory"));
-    if (teacher.optional("measured")) result.teacher_measured = read_measured(teacher.object("measured"));
+    if (teacher.optional("measured")) {
+        ObjectReader measured = teacher.object("measured");
+        result.teacher_measured = read_measured(measured);
+        measured.finish();
+    }
     teacher.finish();
 }
 

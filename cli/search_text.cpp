@@ -152,9 +152,12 @@ std::string corrections_text(const nas::TypeCorrections& corrections) {
 std::string proof_text(const nas::SearchResult& result) {
     const std::string by =
         result.seconds ? fmt::format("{}, {:.1f} s", result.solver, *result.seconds) : result.solver;
-    return fmt::format(
-        "proof ({} predictor, {}): no student within the limits is predicted below {:.6f}; gap {}\n",
-        name(result.predictor), by, result.bound, result.gap == 0 ? "0" : fmt::format("{:.6f}", result.gap));
+    return wrapped(
+        fmt::format(
+            "proof ({} predictor, {}): no student within the limits is predicted below {:.6f}; gap {}",
+            name(result.predictor), by, result.bound,
+            result.gap == 0 ? "0" : fmt::format("{:.6f}", result.gap)),
+        kColumns);
 }
 
 std::string asked_text(const nas::SearchResult& result) {

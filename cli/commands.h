@@ -121,7 +121,7 @@ struct SearchCommand : Command {
     std::vector<std::string> fits;
     std::vector<int64_t> mamba_layers, ffn_layers, attention_layers, ffn_width;
     StudentOptions students;
-    bool all = false;
+    bool all = false, explain = false;
     std::vector<std::string> data;
     int64_t measure = 32, rounds = 6, weight_memory = 0;
     WindowOptions windows;

@@ -6,6 +6,7 @@
 #include <filesystem>
 
 #include "cli/commands.h"
+#include "cli/explain.h"
 #include "cli/fits.h"
 #include "cli/inspect.h"
 #include "cli/model_loading.h"
@@ -113,7 +114,8 @@ nas::Measurer make_measurer(MeasuringBench& bench, const Architecture& architect
                          .kl = 0,
                          .next_token_accuracy = mean(sweep.base.accuracy, sweep.tokens),
                          .top1_agreement = 1,
-                         .tokens = tokens};
+                         .tokens = tokens,
+                         .tasks = std::nullopt};
         for (const SequenceMetrics& student : sweep.variants)
             measured.push_back({.loss = mean(student.loss, sweep.tokens),
                                 .kl = mean(student.kl, sweep.tokens),
@@ -186,6 +188,7 @@ OptionTable SearchCommand::options() {
     table.text("type-corrections", "FILE.json", type_corrections,
                "another model's scores with random sets: what many layers of a type cost beyond the sum");
     table.flag("all", all, "keep every maximal candidate, not the 100 best");
+    table.flag("explain", explain, "say of each layer why it stays or goes in the best student");
     table.texts("data", "FILE...", data, "measure candidates on these rows");
     table.count("measure", measure, "how many students at most", 1);
     table.count("rounds", rounds, "in how many rounds; each learns from those before", 1);
@@ -230,8 +233,15 @@ CommandResult SearchCommand::run(const Context& context) {
         write_search(result, *this);
         keep_winner(out, result);
     }
-    return {.json = Json::parse(nas::search_json(result)),
-            .text = search_summary(result) + fmt::format("wrote {}\n", out)};
+    CommandResult found = {.json = Json::parse(nas::search_json(result)), .text = search_summary(result)};
+    if (explain) {
+        const nas::Explanation explanation = nas::explain(teacher.architecture, table, result.objective,
+                                                          options, nas::find_candidate(result, "").plan);
+        found.json["explain"] = explain_json(explanation);
+        found.text += "\n" + explain_text(explanation);
+    }
+    found.text += fmt::format("wrote {}\n", out);
+    return found;
 }
 
 }  // namespace minipuzzle::cli

@@ -269,6 +269,7 @@ void conclude(const Program::Outcome& outcome, ChoiceSolution& solution) {
 }  // namespace
 
 ChoiceSolution solve_by_cbc(const ChoiceProblem& problem, const ChoiceSolverOptions& options) {
+    if (assignments(problem, 2) == 1) return solve_by_enumeration(problem);  // CBC takes no empty program
     const auto began = std::chrono::steady_clock::now();
     ChoiceSolution solution{.solver = "cbc"};
     if (options.restarts >= 0) solution.assignment = local_search(problem, options.start, options.restarts);

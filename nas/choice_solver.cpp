@@ -3,12 +3,16 @@
 #include <chrono>
 
 #include "kernels/check.h"
+#include "nas/count_solver.h"
 
 namespace minipuzzle::nas {
 
 namespace {
 
 constexpr int64_t kFew = 1 << 14;  // assignments that are all looked at
+
+// Above one pair in so many that there could be, bounds over the counts beat linearised pairs.
+constexpr std::size_t kSparse = 10;
 
 }  // namespace
 
@@ -48,7 +52,10 @@ ChoiceSolution solve_by_enumeration(const ChoiceProblem& problem) {
 ChoiceSolution solve_choices(const ChoiceProblem& problem, const ChoiceSolverOptions& options) {
     check_problem(problem);
     if (assignments(problem, kFew + 1) <= kFew) return solve_by_enumeration(problem);
-    return solve_by_cbc(problem, options);
+    const std::size_t items = problem.items.size();
+    const bool dense = problem.pairs.size() * kSparse > items * items;
+    return dense && counts_decide(problem) ? solve_by_counts(problem, options)
+                                           : solve_by_cbc(problem, options);
 }
 
 }  // namespace minipuzzle::nas

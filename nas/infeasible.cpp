@@ -204,7 +204,9 @@ class Knobs {
         narrowest = std::min(narrowest, space.widths().back().narrowed.value_or(narrowest));
         constexpr int64_t kTile = 64;  // widths that products like
         shrink(
-            "--ffn-width {}", narrowest,
+            problem_.options.ffn_widths.values.empty() ? "--ffn-width {}"
+                                                       : "--ffn-width {} in place of --ffn-widths",
+            narrowest,
             [](SearchOptions& options, int64_t value) {
                 options.ffn_widths = {};
                 options.ffn_width.values = {value};

@@ -40,8 +40,5 @@ std::vector<Hint> hints(const SearchProblem& problem);
 // Throws Error infeasible: the limits that no student meets, each with the least that is reachable; then the
 // hints that make one fit, or, where none does, what each of them brings the total down to.
 [[noreturn]] void fail_infeasible(const SearchProblem& problem);
-[[noreturn]] inline void fail_infeasible(const SearchProblem& problem, const Solution&) {
-    fail_infeasible(problem);
-}
 
 }  // namespace minipuzzle::nas

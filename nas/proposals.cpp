@@ -44,14 +44,18 @@ class Proposals::Walk {
 
     const FreeSpace::Place& place() const { return place_; }
 
-    // Lowers the polynomial by the best one change; false where there is none.
-    bool improve_one() {
+    // Lowers the polynomial by the best one change, of layers not in `changed`; false where there is none.
+    bool improve_one(const std::vector<Change>& changed = {}) {
+        const auto is_changed = [&](const Change& change) {
+            return std::any_of(changed.begin(), changed.end(),
+                               [&](const Change& other) { return other.layer == change.layer; });
+        };
         const Change* best = nullptr;
         double least = -kLeastGain;
         const std::vector<Change> all = changes();
         for (const Change& change : all) {
             const double gain = point_.change(index(change), change.by);
-            if (gain >= least || !fits(std::array<Change, 1>{change})) continue;
+            if (gain >= least || is_changed(change) || !fits(std::array<Change, 1>{change})) continue;
             least = gain;
             best = &change;
         }
@@ -187,7 +191,7 @@ std::vector<FreeSpace::Place> Proposals::around(const LossPolynomial& polynomial
     for (const std::vector<Change>& way : here.best_changes(count)) {
         Walk walk = here;
         for (const Change& change : way) walk.take(change);
-        while (walk.improve_one()) {
+        while (walk.improve_one(way)) {
         }
         places.push_back(walk.place());
     }

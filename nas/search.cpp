@@ -184,26 +184,13 @@ bool is_listed(const StudentPlan& plan, const Space& space, const Solution& solu
     return std::find(plans.begin(), plans.end(), plan) != plans.end();
 }
 
-// The options under which the smallest student is one of the enumerated space: every FFN at the narrowest
-// width.
-SearchOptions narrowest(const SearchOptions& options) {
-    SearchOptions narrow = options;
-    if (options.ffn_widths.values.empty()) return narrow;
-    narrow.ffn_width.values = {
-        *std::min_element(options.ffn_widths.values.begin(), options.ffn_widths.values.end())};
-    narrow.ffn_widths = {};
-    return narrow;
-}
-
 [[noreturn]] void fail_nothing_fits(const SearchProblem& problem, const std::optional<FreeStudent>& free) {
     if (free && !free->proven)
         throw Error(
             ErrorKind::infeasible,
             fmt::format("no student was found that fits, in the {} s of --solve-seconds; give it more",
                         problem.options.solve_seconds));
-    const SearchOptions options = narrowest(problem.options);
-    const Space space(problem.teacher, problem.surrogate, options);
-    fail_infeasible({problem.teacher, problem.surrogate, options}, solve(space, limits_of(options)));
+    fail_infeasible(problem);
 }
 
 // What is proven of the best predicted candidate. Rounding apart, the bound of a complete proof is the best

@@ -41,6 +41,11 @@ std::string frontier_table(const nas::SearchResult& result) {
     return text + "\n" + table.text();
 }
 
+// "45/48/5": as kept_text, where there is little room.
+std::string counts_cell(const nas::Candidate& candidate) {
+    return fmt::format("{}/{}/{}", candidate.mamba, candidate.ffn, candidate.attention);
+}
+
 std::string tasks_cell(const nas::TaskMeasurement& tasks) {
     return tasks.standard_error ? fmt::format("{:.4f} +- {:.4f}", tasks.accuracy, *tasks.standard_error)
                                 : cell(tasks.accuracy);
@@ -59,42 +64,47 @@ std::string tournament_text(const nas::SearchResult& result) {
                        table.text());
 }
 
-// "45/48/5": as kept_text, where there is little room.
-std::string counts_cell(const nas::Candidate& candidate) {
-    return fmt::format("{}/{}/{}", candidate.mamba, candidate.ffn, candidate.attention);
-}
-
-// A table of students; measurements that none of them has are left out, and where tasks take their room
-// the parameters.
+// A table of students. Figures that none of them has are left out; where a latency or tasks take their room
+// the parameters, where both do KL.
 std::string students_table(const nas::SearchResult& result, const std::vector<const nas::Candidate*>& shown) {
     const auto any = [&](auto has) { return std::any_of(shown.begin(), shown.end(), has); };
     const bool measured = any([](const nas::Candidate* each) { return each->measured.has_value(); });
     const bool tasks = any([](const auto* each) { return each->measured && each->measured->tasks; });
     const bool timed = any([](const nas::Candidate* each) { return each->latency.has_value(); });
+    const bool params = !tasks && !timed, kl = measured && !(tasks && timed);
     std::vector<std::string> header = {"id", "M/F/A", "width"};
-    if (!tasks) header.push_back("params");
-    header.insert(header.end(), {"memory", "predicted"});
-    if (timed) header.push_back("ms");
-    if (measured) header.insert(header.end(), {"loss", "kl", "accuracy", "agree"});
-    if (tasks) header.push_back("tasks");
-    header.push_back("");
+    const auto head = [&](bool there, const char* heading) {
+        if (there) header.push_back(heading);
+    };
+    head(params, "params");
+    head(true, "memory");
+    head(timed, "ms");
+    head(true, "predicted");
+    head(measured, "loss");
+    head(kl, "kl");
+    head(measured, "accuracy");
+    head(measured, "agree");
+    head(tasks, "tasks");
+    head(true, "");
     Table table(header);
     for (const nas::Candidate* each : shown) {
-        std::vector<std::string> row = {each->id, counts_cell(*each), width_cell(each->ffn_width)};
-        if (!tasks) row.push_back(format_count(each->params));
-        row.insert(row.end(), {format_bytes(each->memory.total()), cell(each->predicted.value)});
-        if (timed) row.push_back(cell(each->latency ? std::optional(1e3 * *each->latency) : std::nullopt, 3));
         const auto& figures = each->measured;
-        const auto figure = [&](double nas::Measured::*of) {
-            return cell(figures ? std::optional((*figures).*of) : std::nullopt);
+        std::vector<std::string> row = {each->id, counts_cell(*each), width_cell(each->ffn_width)};
+        const auto add = [&](bool there, const std::optional<double>& value, int decimals = 4) {
+            if (there) row.push_back(cell(value, decimals));
         };
-        if (measured)
-            row.insert(row.end(),
-                       {figure(&nas::Measured::loss), figure(&nas::Measured::kl),
-                        figure(&nas::Measured::next_token_accuracy), figure(&nas::Measured::top1_agreement)});
-        if (tasks)
-            row.push_back(
-                cell(figures && figures->tasks ? std::optional(figures->tasks->accuracy) : std::nullopt));
+        const auto figure = [&](double nas::Measured::*of) {
+            return figures ? std::optional((*figures).*of) : std::nullopt;
+        };
+        if (params) row.push_back(format_count(each->params));
+        row.push_back(format_bytes(each->memory.total()));
+        add(timed, each->latency ? std::optional(1e3 * *each->latency) : std::nullopt, 3);
+        add(true, each->predicted.value);
+        add(measured, figure(&nas::Measured::loss));
+        add(kl, figure(&nas::Measured::kl));
+        add(measured, figure(&nas::Measured::next_token_accuracy));
+        add(measured, figure(&nas::Measured::top1_agreement));
+        add(tasks, figures && figures->tasks ? std::optional(figures->tasks->accuracy) : std::nullopt);
         row.push_back(each->id == result.best ? "<- best" : "");
         table.add(std::move(row));
     }
@@ -142,9 +152,12 @@ std::string corrections_text(const nas::TypeCorrections& corrections) {
 std::string proof_text(const nas::SearchResult& result) {
     const std::string by =
         result.seconds ? fmt::format("{}, {:.1f} s", result.solver, *result.seconds) : result.solver;
-    return fmt::format(
-        "proof ({} predictor, {}): no student within the limits is predicted below {:.6f}; gap {}\n",
-        name(result.predictor), by, result.bound, result.gap == 0 ? "0" : fmt::format("{:.6f}", result.gap));
+    return wrapped(
+        fmt::format(
+            "proof ({} predictor, {}): no student within the limits is predicted below {:.6f}; gap {}",
+            name(result.predictor), by, result.bound,
+            result.gap == 0 ? "0" : fmt::format("{:.6f}", result.gap)),
+        kColumns);
 }
 
 std::string asked_text(const nas::SearchResult& result) {

@@ -246,6 +246,8 @@ SearchResult search(const Architecture& teacher, const ScoreTable& scores, const
     Surrogate surrogate =
         make_surrogate(scores, options.objective ? *options.objective : default_objective(scores));
     surrogate.type_corrections = options.type_corrections;
+    if (surrogate.type_corrections && !options.ffn_widths.values.empty())
+        fail_usage("--type-corrections go with one width for all FFNs, found --ffn-widths; use --ffn-width");
     const Space space(teacher, surrogate, options);
     Solution solution = solve(space, limits_of(options));
     if (solution.students == 0) fail_usage("the layer counts given keep no layer at all; keep at least one");

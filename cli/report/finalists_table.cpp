@@ -78,6 +78,19 @@ std::vector<Figure> fit_figures(const nas::SearchResult& search,
     return figures;
 }
 
+// The loss after the tournament's distillation.
+Figure tournament_figure(const nas::SearchResult& search,
+                         const std::vector<const nas::Candidate*>& students) {
+    Figure figure{.heading = "distilled", .cells = {""}};
+    for (const nas::Candidate* student : students) {
+        std::optional<double> loss;
+        for (const nas::TournamentEntry& entry : search.tournament)
+            if (entry.id == student->id) loss = entry.after.loss;
+        figure.add(fixed(loss));
+    }
+    return figure;
+}
+
 std::vector<Figure> figures_of(const nas::SearchResult& search,
                                const std::vector<const nas::Candidate*>& students) {
     const std::string& pattern = search.teacher_pattern;
@@ -107,7 +120,7 @@ std::vector<Figure> figures_of(const nas::SearchResult& search,
     append(fit_figures(search, students));
     append({predicted, fitted});
     append(measured_figures(search, students));
-    append({round});
+    append({tournament_figure(search, students), round});
     std::erase_if(figures, [](const Figure& figure) { return !figure.known; });
     return figures;
 }

@@ -149,6 +149,17 @@ std::string analysis_sections(const ReportInputs& inputs) {
     return out;
 }
 
+std::string finalists_words(const nas::SearchResult& search) {
+    if (!search.tournament.empty())
+        return fmt::format(
+            "Every figure that is known of them, measured as cut; \u201cdistilled\u201d is the loss "
+            "after the tournament\u2019s {} tokens of distillation.",
+            count_text(search.tournament.front().tokens));
+    return search.status == "measured"
+               ? "Every figure that is known of them, the best first, measured as cut, not yet distilled."
+               : "Every figure that is known of them, the best predicted first.";
+}
+
 std::string search_sections(const ReportInputs& inputs) {
     if (!inputs.search) return "";
     const nas::SearchResult& search = *inputs.search;
@@ -157,8 +168,8 @@ std::string search_sections(const ReportInputs& inputs) {
     std::string out = section(
         "What memory buys",
         std::string(
-            "The line of predictions is exact for the predictor: at every budget the best value that any "
-            "student reaches.") +
+            "The line of predictions is exact: at every budget the lowest value that keeping the best "
+            "of each layer type reaches. Marks are the candidates.") +
             (measured ? " The line of measurements joins the best of those that were measured." : ""),
         frontier_chart(search));
     if (const std::string figure = prediction_scatter(search); !figure.empty())
@@ -170,12 +181,8 @@ std::string search_sections(const ReportInputs& inputs) {
                 : "One dot a measured candidate; the two axes have different units, so that their order "
                   "alone can agree.",
             figure);
-    out += section(
-        !search.finalists.empty() ? "The finalists" : "The first candidates",
-        measured ? "Every figure that is known of them, the best first; losses are those of students as "
-                   "cut, not yet distilled."
-                 : "Every figure that is known of them, the best predicted first.",
-        finalists_table(search));
+    out += section(!search.finalists.empty() ? "The finalists" : "The first candidates",
+                   finalists_words(search), finalists_table(search));
     out +=
         section("The candidates, layer by layer",
                 fmt::format("{} of {}: the best (\u2605), {}then {}. A coloured cell is a layer that stays.",

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <functional>
 #include <map>
 #include <numeric>
@@ -19,7 +20,9 @@ namespace minipuzzle::nas {
 
 namespace {
 
-constexpr int kRounds = 11;      // at most
+constexpr int kRounds = 11;        // at most
+constexpr double kRoundTime = 50;  // ms of a job in a round, at least
+constexpr double kMostRepeats = 200;
 constexpr int kLeastRounds = 3;  // of a slow device
 constexpr double kEnough = 60;   // seconds of rounds; no new one is begun after that
 
@@ -27,7 +30,8 @@ constexpr double kEnough = 60;   // seconds of rounds; no new one is begun after
 struct Job {
     std::function<void()> run;
     double parts = 1;           // the time is divided by it
-    std::vector<double> times;  // ms, of each round
+    int repeats = 1;            // runs in a round
+    std::vector<double> times;  // ms of one run, of each round
 
     double seconds() const {
         std::vector<double> sorted = times;
@@ -105,15 +109,24 @@ class Bench {
         }
     }
 
-    // Every job once; the times are kept unless the round only warms up. In a dry run the jobs are wired.
-    void round(bool keep) {
+    // Every job once: wires them in a dry run, else loads code and takes memory.
+    void warm_up() {
+        for (const Job& job : jobs_) job.run();
+    }
+    // Short jobs run several times in a round, so that all last about as long and meet the same
+    // interruptions.
+    void settle_repeats() {
         for (Job& job : jobs_) {
-            if (arena_.is_measuring()) {
-                job.run();
-                continue;
-            }
-            const double ms = on_.elapsed_ms(job.run);
-            if (keep) job.times.push_back(ms);
+            const double ms = std::max(1e-3, on_.elapsed_ms(job.run));
+            job.repeats = static_cast<int>(std::clamp(std::ceil(kRoundTime / ms), 1.0, kMostRepeats));
+        }
+    }
+    void round() {
+        for (Job& job : jobs_) {
+            const double ms = on_.elapsed_ms([&] {
+                for (int i = 0; i < job.repeats; ++i) job.run();
+            });
+            job.times.push_back(ms / job.repeats);
         }
     }
 
@@ -205,15 +218,16 @@ LatencyTable time_layers(Backend& backend, const Architecture& architecture, Wei
         Bench bench(on, arena, architecture, weights, workload, seed);
         LatencyTable table{.prefill = workload.prefill, .batch = workload.batch};
         bench.prepare(table);
-        bench.round(false);
+        bench.warm_up();
         if (arena.is_measuring()) return;
+        bench.settle_repeats();
         const auto start = std::chrono::steady_clock::now();
         const auto spent = [&] {
             return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
         };
         for (int round = 0; round < kRounds && (round < kLeastRounds || spent() < kEnough); ++round) {
             if (control.stopping()) throw Interrupted{"the timing was stopped; nothing was kept"};
-            bench.round(true);
+            bench.round();
             control.report({.what = "timing",
                             .done = static_cast<double>(round + 1),
                             .total = kRounds,

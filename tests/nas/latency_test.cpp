@@ -1,6 +1,7 @@
 #include "nas/latency.h"
 
-#include <fmt/format.h>
+#include <algorithm>
+#include <cmath>
 
 #include "nas/layer_timing.h"
 #include "nas/search.h"
@@ -118,16 +119,27 @@ TEST_CASE("latency.json comes back as it was written, and is read strictly") {
     CHECK_THAT(damaged("\"workload\"", "\"work\""), Contains("work"));
 }
 
-// The sum leaves out what neighbouring layers do to each other's caches, and this machine's other work, which
-// the rounds spread over all figures alike: 2 % were seen between sum and pass with six processes on two
-// cores. A layer that is left out, counted twice or timed at another size is wrong by more: mini-20's
-// smallest change here, one width of all FFNs, is a tenth.
+// The sum leaves out what neighbouring layers do to each other's caches: 1 to 3 % between sum and pass on
+// this machine, with six processes on two cores, as long as these come and go slower than a round. Where they
+// do not, a table is off by chance (20 % was seen), so one of three must be right. A layer that is left out,
+// counted twice or timed at another size is wrong in each of them, by more: the least of these errors here is
+// one Mamba layer of the half model, 11 %.
 TEST_CASE("layers are timed: their sum is what a whole pass takes, for the model and for half of it") {
     const auto backend = make_cpu_backend(DType::f32, 0);
     const test::Mini mini(*backend, "mini-20");
     const Architecture& architecture = mini.checkpoint.architecture();
-    const LatencyTable table = time_layers(*backend, architecture, mini.weights.weights(),
-                                           {.prefill = 192, .batch = 2, .ffn_widths = {128}}, 0, {});
+    const auto measured_table = [&] {
+        return time_layers(*backend, architecture, mini.weights.weights(),
+                           {.prefill = 192, .batch = 2, .ffn_widths = {128}}, 0, {});
+    };
+    const auto worst = [](const LatencyTable& table) {
+        double error = 0;
+        for (const LatencyCheck& check : table.checks)
+            error = std::max(error, std::abs(check.predicted / check.measured - 1));
+        return error;
+    };
+    LatencyTable table = measured_table();
+    for (int again = 0; again < 2 && worst(table) > 0.1; ++again) table = measured_table();
     CHECK(table.precision == "fp32");
     CHECK(table.prefill == 192);
     REQUIRE(table.layers.size() == 4);  // Mamba, FFN, the narrower FFN, attention
@@ -137,11 +149,7 @@ TEST_CASE("layers are timed: their sum is what a whole pass takes, for the model
     REQUIRE(table.checks.size() == 2);
     CHECK(table.checks[0].drop.empty());
     CHECK(table.checks[1].drop.size() == 9);  // 4 of 9, 4 of 9, 1 of 2
-    for (const LatencyCheck& check : table.checks) {
-        INFO("predicted " << check.predicted << ", measured " << check.measured);
-        CHECK(check.predicted > 0.75 * check.measured);
-        CHECK(check.predicted < 1.33 * check.measured);
-    }
+    CHECK(worst(table) <= 0.1);
     CHECK(table.checks[1].measured < 0.75 * table.checks[0].measured);
     CHECK_THAT(test::error_of(ErrorKind::usage,
                               [&] {

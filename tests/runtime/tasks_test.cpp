@@ -151,14 +151,14 @@ TEST_CASE("rows that cannot be scored are refused with file and line") {
     fails(row(R"("choices": [" a"], "answer": -1)"), ":1: \"answer\": found -1");
     fails(row(R"("choices": [" a"], "answer": 0.5)"), ":1: \"answer\": found 0.5");
     fails(good + "\n" + row(R"("choices": [], "answer": 0)"), ":3: \"choices\"");
-    fails(row(R"("choices": [3], "answer": 0)"), ":1: \"choices\": found a number");
+    fails(row(R"("choices": [3], "answer": 0)"), ":1: \"choices\": found the number 3");
     fails(row(R"("answer": 0)"), ":1: the row has no \"choices\"");
     fails(R"({"context": 1, "choices": ["a"], "answer": 0})", ":1: \"context\"");
     fails("[]\n", ":1: expected a row");
     fails("{", ":1");
     fails("\n\n", "holds no rows");
-    // The harness stops here with an assertion: "long w" and "long word" are three tokens each.
-    fails(R"({"context": "long w", "choices": ["ork", "ord"], "answer": 0})", ":1: choice 1: gives no token");
+    // The harness stops here with an assertion: "long word" has no more tokens than "long w".
+    fails(R"({"context": "long w", "choices": ["ord"], "answer": 0})", ":1: choice 0: gives no token");
     fails(row(R"("choices": [" a", ""], "answer": 0)"), ":1: choice 1: gives no token");
 
     TaskContext context = bench.context();

@@ -104,6 +104,10 @@ void check_options(const SearchCommand& command) {
         fail_usage("search needs --mem-budget, --fits or --max-params");
     if (!command.data.empty() && command.model.empty())
         fail_usage("--data needs --model: only weights can be measured");
+    if (!command.data.empty() && command.students.mamba_heads)
+        fail_usage(
+            "--mamba-heads with --data: students with fewer heads cannot be measured by this version; leave "
+            "one out");
     check_distinct(command.out, {command.model, command.scores});
 }
 

@@ -2,9 +2,11 @@
 #include <fmt/format.h>
 
 #include "cli/bench_distill.h"
+#include "cli/bench_layers.h"
 #include "cli/bench_model.h"
 #include "cli/bench_ops.h"
 #include "cli/commands.h"
+#include "cli/model_loading.h"
 #include "kernels/check.h"
 
 namespace minipuzzle::cli {
@@ -19,6 +21,11 @@ OptionTable BenchCommand::options() {
     table.count("batch", batch, "with a model: sequences at once", 1);
     table.count("samples", samples, "with a model: sequences in all, in batches; 0: one batch");
     table.flag("sweep", sweep, "with a model: time a leave-one-out sweep, not one forward pass");
+    table.count("decode", decode, "tokens to generate; refused: this version times prefills only");
+    table.flag("layer-latency", layer_latency,
+               "with a model: time each size of layer at the prefill, for search --latency");
+    table.choices("ffn-widths", ffn_widths, "with --layer-latency: narrower FFNs to time too");
+    table.text("out", "FILE.json", out, "with --layer-latency: where the times go");
     table.text(
         "distill", "STUDENT", distill,
         "with a model: time training steps of a student (an architecture's name or a config.json) that "
@@ -48,6 +55,22 @@ void check_distill(const BenchCommand& command) {
         fail_usage("bench --distill trains in bf16: no --precision fp8");
 }
 
+void check_layer_latency(const BenchCommand& command) {
+    if (!command.layer_latency) {
+        if (!command.ffn_widths.empty() || !command.out.empty())
+            fail_usage("--ffn-widths and --out go with bench --layer-latency");
+        return;
+    }
+    require_option(command, "out", !command.out.empty());
+    if (command.sweep || command.samples > 0 || !command.distill.empty() || command.weights.weight_memory > 0)
+        fail_usage(
+            "bench --layer-latency times single layers whose weights are on the device: no --sweep, "
+            "--samples, "
+            "--distill or --weight-memory");
+    if (command.weights.number_format() != Precision::bf16)
+        fail_usage("bench --layer-latency times bf16 layers only: no --precision fp8");
+}
+
 }  // namespace
 
 CommandResult BenchCommand::run(const Context& context) {
@@ -56,14 +79,19 @@ CommandResult BenchCommand::run(const Context& context) {
     if (what.empty() && !a_model)
         fail_usage("bench needs to know what to measure: minipuzzle bench ops, or a model");
     if (what.empty() && !match.empty()) fail_usage("--match goes with bench ops");
+    if (decode)
+        fail_usage(
+            "--decode: nothing generates tokens yet, so only a prefill can be timed; leave --decode out");
     check_distill(*this);
+    check_layer_latency(*this);
     if (what.empty() && !distill.empty()) return bench_distill(context, *this);
+    if (what.empty() && layer_latency) return bench_layers(context, *this);
     if (what.empty()) return bench_model(context, *this);
-    if (a_model || !distill.empty() || weights.random_weights || weights.weight_memory > 0 || sweep ||
-        weights.number_format() != Precision::bf16)
+    if (a_model || layer_latency || !distill.empty() || weights.random_weights || weights.weight_memory > 0 ||
+        sweep || weights.number_format() != Precision::bf16)
         fail_usage(
             "bench ops has shapes of its own: no --model, --arch, --random-weights, --weight-memory, "
-            "--precision, --sweep, --distill");
+            "--precision, --sweep, --distill, --layer-latency");
     return bench_ops(context, match);
 }
 

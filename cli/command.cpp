@@ -22,16 +22,26 @@ OptionTable GlobalOptions::options() {
 
 void WorkloadOptions::add_to(OptionTable& table) {
     const std::vector<std::string> types = {"fp32", "bf16", "fp8", "fp4", "nvfp4"};
-    std::vector<std::string> with_file = {"file"};
-    with_file.insert(with_file.end(), types.begin(), types.end());
+    std::vector<std::string> of_weights = types;
+    of_weights.push_back("int4");
+    std::vector<std::string> with_file = of_weights;
+    with_file.insert(with_file.begin(), "file");
     table.count("context", context, "tokens of context that the deployed model holds", 1);
     table.count("batch", batch, "sequences that the deployed model holds", 1);
     table.word("weights", with_file, weights,
                "element type of the deployed weights; file: as they are stored");
+    table.count("int4-group", int4_group, "weights of a row that share a bf16 scale in int4", 1);
+    table.word("embeddings-type", of_weights, embeddings_type,
+               "element type of the embeddings (and a head tied to them), where not as the other weights");
+    table.word("head-type", of_weights, head_type, "of the LM head that is not tied");
+    table.word("norms-type", of_weights, norms_type, "of the norms' weights");
+    table.word("ssm-parameters-type", of_weights, ssm_parameters_type, "of A_log, D, dt_bias and conv1d");
     table.word("kv", types, kv, "element type of the attention cache");
     table.word("ssm", types, ssm, "element type of the Mamba state");
     table.word("conv", types, conv, "element type of the convolution state");
     table.bytes("buffers", buffers, "memory of anything else at run time");
+    table.count("prefill-chunk", prefill_chunk,
+                "count the workspace of a prefill of N tokens a sequence at a time (0: none)");
 }
 
 void WeightOptions::add_to(OptionTable& table) {

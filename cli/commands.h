@@ -12,8 +12,9 @@ namespace minipuzzle::cli {
 
 // What the deployment memory is computed for; shared by inspect and search.
 struct WorkloadOptions {
-    int64_t context = 8192, batch = 1, buffers = 0;
+    int64_t context = 8192, batch = 1, buffers = 0, prefill_chunk = 0, int4_group = 128;
     std::string weights = "file", kv = "bf16", ssm = "fp32", conv = "bf16";
+    std::string embeddings_type, head_type, norms_type, ssm_parameters_type;  // empty: as all weights
 
     void add_to(OptionTable& table);
 };
@@ -61,7 +62,7 @@ struct ConditionalOptions {
 
 struct InspectCommand : Command {
     std::vector<std::string> targets;
-    std::string arch, scores, plans, model, sort = "depth", type;
+    std::string arch, scores, plans, model, type_corrections, sort = "depth", type;
     WorkloadOptions workload;
     bool full_hash = false;
 
@@ -104,17 +105,29 @@ struct StudentOptions {
     void apply(nas::SearchOptions& options) const;
 };
 
+// The best measured students of a search, distilled for a while and measured again.
+struct TournamentOptions {
+    int64_t students = 0, tokens = 1'000'000;
+    std::vector<std::string> data;
+    double lr = 1e-4;
+
+    void add_to(OptionTable& table);
+};
+
 struct SearchCommand : Command {
-    std::string model, arch, scores, out, objective, select_by = "loss";
+    std::string model, arch, scores, out, objective, type_corrections, select_by = "loss";
     std::optional<Amount> mem_budget, max_params;
     WorkloadOptions workload;
     std::vector<std::string> fits;
     std::vector<int64_t> mamba_layers, ffn_layers, attention_layers, ffn_width;
     StudentOptions students;
-    bool all = false;
+    bool all = false, explain = false;
     std::vector<std::string> data;
-    int64_t measure = 32, weight_memory = 0;
+    int64_t measure = 32, rounds = 6, weight_memory = 0;
     WindowOptions windows;
+    std::string tasks, latency;
+    std::optional<double> max_latency;  // seconds
+    TournamentOptions tournament;
 
     const char* name() const override { return "search"; }
     const char* help() const override { return "Find the student that fits a budget and loses least"; }
@@ -150,10 +163,11 @@ struct DistillCommand : Command {
 };
 
 struct EvalCommand : Command {
-    std::string model, reference, plans, width_scores, out;
+    std::string model, reference, plans, width_scores, tasks, out;
     WeightOptions weights;
     std::vector<std::string> data;
     WindowOptions windows;
+    bool per_sequence = false;
 
     const char* name() const override { return "eval"; }
     const char* help() const override { return "Measure a model, or many students of it, on data"; }
@@ -166,7 +180,10 @@ struct BenchCommand : Command {
     WeightOptions weights;
     int64_t prefill = 8192, batch = 1, samples = 0, seq_len = 8192;
     TrainingOptions training;
-    bool sweep = false;
+    bool sweep = false, layer_latency = false;
+    std::vector<int64_t> ffn_widths;
+    std::string out;
+    std::optional<int64_t> decode;
 
     const char* name() const override { return "bench"; }
     const char* help() const override {

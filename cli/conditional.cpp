@@ -48,7 +48,9 @@ std::optional<importance::PairOptions> pair_options(const ConditionalOptions& op
 
 std::vector<int64_t> layer_bytes(const Architecture& architecture, const nas::Workload& workload) {
     std::vector<int64_t> bytes;
-    for (const nas::MemoryUnits& layer : nas::layer_memory(architecture, workload).layers)
+    nas::Workload held = workload;
+    held.prefill_chunk = 0;  // one layer's workspace serves them all
+    for (const nas::MemoryUnits& layer : nas::layer_memory(architecture, held).layers)
         bytes.push_back(layer.memory(0).total());
     return bytes;
 }

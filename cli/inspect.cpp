@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include "cli/search_text.h"
 #include "cli/table.h"
 #include "kernels/check.h"
 
@@ -63,6 +64,9 @@ Json difference_row(const std::string& at, const Json& a, const Json& b) {
 }  // namespace
 
 CommandResult inspect_difference(const Inspected& a, const Inspected& b, const LayerView& view) {
+    if (b.search && a.plan) return inspect_difference(b, a, view);
+    if (a.search && b.plan)
+        return {.json = standing_json(*a.search, *b.plan), .text = standing_text(*a.search, *b.plan)};
     if (a.kind != b.kind)
         fail_usage(fmt::format("only two of a kind can be compared, found {} and {}", a.kind, b.kind));
     Json flat_a = Json::object(), flat_b = Json::object();
@@ -83,6 +87,12 @@ CommandResult inspect_difference(const Inspected& a, const Inspected& b, const L
         json["differences"] = std::move(rows);
         return {.json = std::move(json), .text = score_difference_text(*a.scores, *b.scores, view)};
     }
+    if (a.search && b.search && a.search->teacher_pattern == b.search->teacher_pattern) {
+        Json json = search_difference_json(*a.search, *b.search);
+        json["kind"] = a.kind;
+        json["differences"] = std::move(rows);
+        return {.json = std::move(json), .text = search_difference_text(*a.search, *b.search)};
+    }
     Table table({"what", "a", "b", "change"});
     for (std::size_t i = 0; i < std::min(rows.size(), kMostDifferences); ++i)
         table.add({rows[i]["at"], shown(rows[i]["a"]), shown(rows[i]["b"]), shown(rows[i]["change"])});
@@ -97,7 +107,8 @@ OptionTable InspectCommand::options() {
     table.positionals(
         "target", targets,
         "a model folder, config.json, scores.json, search.json, plan.yaml, eval.json, run.jsonl, "
-        "summary.json; two of a kind: their difference");
+        "summary.json; two of a kind: their difference; a search.json and a plan.yaml: where the plan "
+        "stands");
     table.text(
         "arch", "NAME", arch, "a published architecture: " + [] {
             std::string names;
@@ -106,6 +117,8 @@ OptionTable InspectCommand::options() {
         }());
     table.text("scores", "FILE.json", scores, "predict the plan given (or --plans) with these scores");
     table.text("plans", "FILE.jsonl", plans, "predict each row: {\"drop\": [...], \"ffn_width\": N}");
+    table.text("type-corrections", "FILE.json", type_corrections,
+               "with --scores: another model's scores with random sets, as search takes them");
     table.text("model", "FOLDER", model, "the teacher of those predictions; where the scores say by default");
     table.word("sort", {"depth", "score"}, sort, "scores: the layers by depth, or the least important first");
     table.word("type", {"M", "-", "*"}, type, "scores: the layers of this type alone");
@@ -119,6 +132,7 @@ CommandResult InspectCommand::run(const Context& context) {
     if (view_given && !scores.empty()) fail_usage("--sort and --type do not go with --scores");
     if (!scores.empty()) return inspect_predictions(*this);
     if (!plans.empty()) fail_usage("--plans needs --scores");
+    if (!type_corrections.empty()) fail_usage("--type-corrections needs --scores");
     if (!model.empty()) fail_usage("--model goes with --scores: name the folder itself to look at it");
     std::vector<Inspected> things;
     if (!arch.empty()) things.push_back(inspect_architecture(arch, workload));

@@ -10,6 +10,7 @@
 #include "cli/score_text.h"
 #include "nas/search.h"
 #include "runtime/score_table.h"
+#include "runtime/student_plan.h"
 
 namespace minipuzzle::cli {
 
@@ -18,7 +19,10 @@ struct Inspected {
     std::string kind;  // "model", "minipuzzle.scores/1", ...
     Json json, essence;
     std::string text;
-    std::shared_ptr<const ScoreTable> scores = nullptr;  // of a scores.json
+    // Of a scores.json, a search.json, a plan.yaml.
+    std::shared_ptr<const ScoreTable> scores = nullptr;
+    std::shared_ptr<const nas::SearchResult> search = nullptr;
+    std::shared_ptr<const StudentPlan> plan = nullptr;
 };
 
 // A model folder, config.json or published architecture, at a workload.
@@ -29,14 +33,9 @@ Inspected inspect_architecture(const std::string& name, const WorkloadOptions& w
 Inspected inspect_artefact(const std::filesystem::path& path, const LayerView& view = {});
 // The predictions for one plan file, or for every row of a .jsonl, with their terms.
 CommandResult inspect_predictions(const InspectCommand& command);
-// What differs between two of a kind: of two scores of one pattern layer by layer, of all else value by
-// value.
+// What differs between two of a kind: of two scores of one pattern layer by layer, of two searches of one
+// teacher student by student, of all else value by value. Of a search and a plan: where the plan stands in
+// it.
 CommandResult inspect_difference(const Inspected& a, const Inspected& b, const LayerView& view = {});
-
-// The search for people: the best student, the first candidates, the frontier with its knee.
-std::string search_summary(const nas::SearchResult& result);
-// The frontier's knee: the point farthest below the line through its ends, both axes scaled to 0..1. -1 where
-// there are fewer than three points.
-int64_t knee_of(const std::vector<nas::FrontierPoint>& frontier);
 
 }  // namespace minipuzzle::cli

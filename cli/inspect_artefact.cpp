@@ -8,7 +8,9 @@
 #include "cli/model_loading.h"
 #include "cli/recipe.h"
 #include "cli/score_analysis.h"
+#include "cli/search_text.h"
 #include "cli/table.h"
+#include "cli/task_results.h"
 #include "distill/run_log.h"
 #include "kernels/check.h"
 #include "runtime/files.h"
@@ -18,49 +20,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::size_t kShownCandidates = 10, kShownFrontier = 20, kShownSteps = 12;
-
-// At most `most` of n indexes, evenly spread, first and last among them, and `also` (-1: none).
-std::vector<std::size_t> spread(std::size_t n, std::size_t most, int64_t also) {
-    std::vector<std::size_t> chosen;
-    for (std::size_t i = 0; i < std::min(n, most); ++i)
-        chosen.push_back(n <= most ? i : i * (n - 1) / (most - 1));
-    if (also >= 0) chosen.push_back(static_cast<std::size_t>(also));
-    std::sort(chosen.begin(), chosen.end());
-    chosen.erase(std::unique(chosen.begin(), chosen.end()), chosen.end());
-    return chosen;
-}
-
-std::string frontier_table(const std::vector<nas::FrontierPoint>& frontier) {
-    const int64_t knee = knee_of(frontier);
-    Table table({"bytes", "", "value", "dropped", "ffn_width", ""});
-    for (std::size_t i : spread(frontier.size(), kShownFrontier, knee)) {
-        const nas::FrontierPoint& point = frontier[i];
-        table.add({std::to_string(point.total), format_bytes(point.total), cell(point.value, 6),
-                   std::to_string(point.drop.size()), std::to_string(point.ffn_width),
-                   static_cast<int64_t>(i) == knee ? "<- knee" : ""});
-    }
-    std::string text = fmt::format("frontier, {} points over all budgets", frontier.size());
-    if (frontier.size() > kShownFrontier) text += fmt::format(", {} of them shown", kShownFrontier);
-    return text + "\n" + table.text();
-}
-
-std::string candidate_table(const nas::SearchResult& result) {
-    std::vector<const nas::Candidate*> shown;
-    for (const nas::Candidate& candidate : result.candidates)
-        if (shown.size() < kShownCandidates || candidate.id == result.best) shown.push_back(&candidate);
-    Table table({"id", "Mamba", "FFN", "attention", "ffn_width", "params", "bytes", "predicted",
-                 "measured loss", "kl", ""});
-    for (const nas::Candidate* each : shown)
-        table.add({each->id, std::to_string(each->mamba), std::to_string(each->ffn),
-                   std::to_string(each->attention), std::to_string(each->ffn_width),
-                   std::to_string(each->params), std::to_string(each->memory.total()),
-                   cell(each->predicted.value, 6), each->measured ? cell(each->measured->loss, 6) : "-",
-                   each->measured ? cell(each->measured->kl, 6) : "-",
-                   each->id == result.best ? "<- best" : ""});
-    return fmt::format("candidates, {} of {} in order of prediction\n{}", shown.size(),
-                       result.candidates.size(), table.text());
-}
+constexpr std::size_t kShownSteps = 12;
 
 // A search's essence: what it chose and out of what.
 Json search_essence(const nas::SearchResult& result) {
@@ -97,11 +57,12 @@ Inspected inspect_scores(const fs::path& path, const LayerView& view) {
 }
 
 Inspected inspect_search(const fs::path& path) {
-    const nas::SearchResult result = nas::read_search(path);
+    auto result = std::make_shared<const nas::SearchResult>(nas::read_search(path));
     return {.kind = "",
             .json = read_json(path),
-            .essence = search_essence(result),
-            .text = search_summary(result)};
+            .essence = search_essence(*result),
+            .text = search_summary(*result),
+            .search = result};
 }
 
 Inspected inspect_plan(const fs::path& path) {
@@ -113,7 +74,11 @@ Inspected inspect_plan(const fs::path& path) {
         text += fmt::format("layer {}: FFN width {}\n", layer, width);
     if (!plan.width_scores.empty()) text += fmt::format("neuron orders in {}\n", plan.width_scores);
     if (!plan.notes.empty()) text += plan.notes + "\n";
-    return {.kind = "", .json = json, .essence = json, .text = text};
+    return {.kind = "",
+            .json = json,
+            .essence = json,
+            .text = text,
+            .plan = std::make_shared<const StudentPlan>(plan)};
 }
 
 Inspected inspect_run_log(const fs::path& path) {
@@ -121,7 +86,7 @@ Inspected inspect_run_log(const fs::path& path) {
     Json essence = {
         {"device", log.header.device}, {"options", log.header.options}, {"steps", log.steps.size()}};
     Table table({"step", "tokens", "loss", "kl", "ce", "feature", "lr", "grad_norm", "tokens/s"});
-    for (std::size_t i : spread(log.steps.size(), kShownSteps, -1)) {
+    for (std::size_t i : spread_indexes(log.steps.size(), kShownSteps)) {
         const distill::RunStep& step = log.steps[i];
         table.add({std::to_string(step.step), std::to_string(step.tokens), cell(step.loss, 6), cell(step.kl),
                    cell(step.ce), cell(step.feature), fmt::format("{:.3g}", step.lr), cell(step.grad_norm, 3),
@@ -145,15 +110,9 @@ Inspected inspect_figures(const fs::path& path) {
     for (const char* key : {"format", "version", "command", "seed"}) essence.erase(key);
     std::string text;
     for (const auto& [key, value] : essence.items())
-        if (key != "students") text += fmt::format("{:<20} {}\n", key, value.dump());
-    if (json.contains("students")) {
-        Table table({"drop", "ffn_width", "loss", "loss_delta", "kl", "accuracy", "top1"});
-        for (const Json& row : json["students"])
-            table.add({row["drop"].dump(), row["ffn_width"].dump(), cell(row["loss"], 6),
-                       cell(row["loss_delta"], 6), cell(row["kl"], 6), cell(row["next_token_accuracy"]),
-                       cell(row["top1_agreement"])});
-        text += table.text();
-    }
+        if (key != "students" && key != "tasks") text += fmt::format("{:<20} {}\n", key, value.dump());
+    if (json.contains("tasks")) text += tasks_text(json["tasks"]);
+    if (json.contains("students")) text += students_table(json["students"]);
     return {.kind = "", .json = std::move(json), .essence = std::move(essence), .text = text};
 }
 
@@ -164,60 +123,6 @@ Inspected inspect_recipe(const fs::path& path) {
 }
 
 }  // namespace
-
-int64_t knee_of(const std::vector<nas::FrontierPoint>& frontier) {
-    if (frontier.size() < 3) return -1;
-    const nas::FrontierPoint &first = frontier.front(), &last = frontier.back();
-    const double width = static_cast<double>(last.total - first.total), height = first.value - last.value;
-    int64_t knee = -1;
-    double farthest = 0;
-    for (std::size_t i = 1; i + 1 < frontier.size(); ++i) {
-        const double x = static_cast<double>(frontier[i].total - first.total) / width;
-        const double y = (frontier[i].value - last.value) / height;
-        const double below = 1 - x - y;  // distance to x + y = 1, up to a constant factor
-        if (below > farthest) {
-            farthest = below;
-            knee = static_cast<int64_t>(i);
-        }
-    }
-    return knee;
-}
-
-namespace {
-
-// "optimal for the predictor with pairs (cbc, 3.2 s)": what is proven of the best predicted student.
-std::string proof_text(const nas::SearchResult& result) {
-    const std::string predictor =
-        result.predictor == nas::Predictor::pairs ? "the predictor with pairs" : "the additive predictor";
-    const std::string by =
-        result.seconds ? fmt::format("{}, {:.1f} s", result.solver, *result.seconds) : result.solver;
-    if (result.proven) return fmt::format("optimal for {} ({})", predictor, by);
-    return fmt::format("not proven best for {}: another may be predicted {:.6f} lower at most ({})",
-                       predictor, result.gap, by);
-}
-
-}  // namespace
-
-std::string search_summary(const nas::SearchResult& result) {
-    const nas::Candidate& best = nas::find_candidate(result, "");
-    std::string text = fmt::format(
-        "{}; objective {}; {} compositions considered\nworkload: {}\nteacher {} parameters, {} bytes\n",
-        result.status == "measured" ? "chosen by measured " + result.select_by : "predicted only",
-        name(result.objective), result.compositions, describe(result.workload), result.teacher_params,
-        result.teacher_memory.total());
-    text += fmt::format("best {}: {} parameters, {} bytes ({}), {}\ndrops {}\n\n", best.id, best.params,
-                        best.memory.total(), format_bytes(best.memory.total()), best.pattern,
-                        fmt::join(best.plan.drop, ", "));
-    text += fmt::format("{} is {}\n\n", result.candidates.front().id, proof_text(result));
-    for (std::size_t i = 0; i < result.constraints.size(); ++i) {
-        const nas::Constraint& at = result.constraints[i];
-        text += fmt::format("context {}, batch {}: {} of at most {} bytes ({}); the teacher takes {}\n",
-                            at.context, at.batch, best.fit_totals[i], at.bytes,
-                            format_bytes(best.fit_totals[i]), at.total);
-    }
-    if (!result.constraints.empty()) text += "\n";
-    return text + candidate_table(result) + "\n" + frontier_table(result.frontier);
-}
 
 Inspected inspect_artefact(const fs::path& path, const LayerView& view) {
     const std::string extension = path.extension().string();

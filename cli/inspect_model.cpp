@@ -42,16 +42,39 @@ std::string layer_table(const Architecture& architecture) {
 
 std::string memory_table(const nas::Memory& memory) {
     Table table({"memory", "bytes", ""});
-    const std::pair<const char*, int64_t> parts[] = {{"weights", memory.weights}, {"kv cache", memory.kv},
-                                                     {"ssm state", memory.ssm},   {"conv state", memory.conv},
-                                                     {"buffers", memory.buffers}, {"total", memory.total()}};
+    const std::pair<const char*, int64_t> parts[] = {
+        {"weights", memory.weights}, {"kv cache", memory.kv},     {"ssm state", memory.ssm},
+        {"conv state", memory.conv}, {"buffers", memory.buffers}, {"workspace", memory.workspace},
+        {"total", memory.total()}};
     for (const auto& [part, bytes] : parts) table.add({part, std::to_string(bytes), format_bytes(bytes)});
     return table.text();
+}
+
+// "4096", "4096.5": exact, however small the elements.
+std::string bytes_cell(const nas::WeightPartMemory& part) { return fmt::format("{}", part.bytes()); }
+
+std::string weights_table(const std::vector<nas::WeightPartMemory>& parts) {
+    Table table({"weights", "type", "parameters", "bytes", ""});
+    for (const nas::WeightPartMemory& part : parts)
+        table.add({std::string(nas::name(part.part)), part.type, std::to_string(part.parameters),
+                   bytes_cell(part), format_bytes(part.units / nas::kUnitsPerByte)});
+    return table.text();
+}
+
+Json weights_json(const std::vector<nas::WeightPartMemory>& parts) {
+    Json json = Json::array();
+    for (const nas::WeightPartMemory& part : parts)
+        json.push_back({{"part", nas::name(part.part)},
+                        {"type", part.type},
+                        {"parameters", part.parameters},
+                        {"bytes", part.bytes()}});
+    return json;
 }
 
 Inspected inspected(const std::string& label, const Architecture& architecture, const Checkpoint* checkpoint,
                     const nas::Workload& workload) {
     const nas::Memory memory = nas::memory_of(architecture, workload);
+    const std::vector<nas::WeightPartMemory> weights = nas::weight_parts(architecture, workload);
     Json json = {{"model", label},
                  {"pattern", architecture.pattern()},
                  {"params", parameters(architecture)},
@@ -63,7 +86,8 @@ Inspected inspected(const std::string& label, const Architecture& architecture, 
                  {"arch_hash", arch_hash(architecture)},
                  {"weights_hash", checkpoint ? Json(checkpoint->weights_hash(false)) : Json()},
                  {"workload", nas::to_json(workload)},
-                 {"memory", nas::to_json(memory)}};
+                 {"memory", nas::to_json(memory)},
+                 {"weights", weights_json(weights)}};
     for (LayerType type : kLayerTypes) json["layers"][std::string(name(type))] = architecture.count(type);
     std::string text = fmt::format(
         "{}\npattern     {}\nparameters  {} ({})\nvocabulary  {}, width {}{}\narch_hash   {}\n", label,
@@ -71,7 +95,8 @@ Inspected inspected(const std::string& label, const Architecture& architecture, 
         architecture.vocab, architecture.width,
         architecture.tied_embeddings ? ", LM head tied to the embeddings" : "", arch_hash(architecture));
     if (checkpoint) text += fmt::format("weights     {}\n", json["weights_hash"].get<std::string>());
-    text += "\n" + layer_table(architecture) + "\n" + describe(workload) + "\n" + memory_table(memory);
+    text += "\n" + layer_table(architecture) + "\n" + describe(workload) + "\n" + memory_table(memory) +
+            "\n" + weights_table(weights);
     Json essence = json;
     essence.erase("model");
     return {.kind = "model", .json = std::move(json), .essence = std::move(essence), .text = text};

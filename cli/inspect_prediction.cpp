@@ -77,8 +77,9 @@ std::string one_plan_text(const Json& prediction) {
     terms.add({fmt::format("FFN width {}", prediction["ffn_width"].get<int64_t>()),
                cell(number(parts["width_term"]), 6)});
     terms.add({"sum", cell(number(prediction["value"]), 6)});
-    if (parts["pairs"].is_number())
-        terms.add({"sum without pairs and correction", cell(number(prediction["additive"]), 6)});
+    if (parts["pairs"].is_number() || parts["correction"].is_number())
+        terms.add({parts["pairs"].is_number() ? "sum without pairs and correction" : "sum without correction",
+                   cell(number(prediction["additive"]), 6)});
     const int64_t total = prediction["memory"]["total"].get<int64_t>();
     return fmt::format("objective {}\n{}{} parameters, {} bytes ({})\n",
                        prediction["objective"].get<std::string>(), terms.text(),
@@ -104,7 +105,9 @@ CommandResult inspect_predictions(const InspectCommand& command) {
     const ScoreTable scores = read_scores(command.scores);
     const ModelOrArch teacher = teacher_of(command, scores);
     check_scores(scores, teacher.architecture, command.scores);
-    const nas::Surrogate surrogate = nas::make_surrogate(scores, default_objective(scores));
+    nas::Surrogate surrogate = nas::make_surrogate(scores, default_objective(scores));
+    if (!command.type_corrections.empty())
+        surrogate.type_corrections = type_corrections_of(command.type_corrections, surrogate.objective);
     const nas::Workload workload =
         workload_of(command.workload, teacher.checkpoint ? &*teacher.checkpoint : nullptr);
     const Prediction predictor{teacher.architecture, scores, surrogate, workload};

@@ -22,14 +22,34 @@ std::unique_ptr<Backend> open_backend(const Context& context) {
     return backend;
 }
 
+namespace {
+
+// The id that a config names; the first of a list; -1 for none.
+int32_t special_token(const Json& config, const char* key, int64_t vocab) {
+    const auto found = config.find(key);
+    if (found == config.end()) return -1;
+    const Json& id = found->is_array() && !found->empty() ? (*found)[0] : *found;
+    if (!id.is_number_integer() || id.get<int64_t>() >= vocab) return -1;
+    return narrow<int32_t>(id.get<int64_t>());
+}
+
+}  // namespace
+
 DataReader::DataReader(const fs::path& folder, const Architecture& architecture, const Json& config)
     : vocab_(architecture.vocab) {
     const fs::path file = folder / "tokenizer.json";
     if (!folder.empty() && fs::exists(file)) tokenizer_.emplace(file);
-    const auto eos = config.find("eos_token_id");
-    if (eos == config.end()) return;
-    const Json& id = eos->is_array() && !eos->empty() ? (*eos)[0] : *eos;
-    if (id.is_number_integer() && id.get<int64_t>() < vocab_) eos_ = narrow<int32_t>(id.get<int64_t>());
+    eos_ = special_token(config, "eos_token_id", vocab_);
+    bos_ = special_token(config, "bos_token_id", vocab_);
+    const auto longest = config.find("max_position_embeddings");
+    if (longest != config.end() && longest->is_number_integer()) longest_ = longest->get<int64_t>();
+}
+
+TaskSet DataReader::tasks(const fs::path& path) const {
+    return read_tasks(path, {.tokenizer = tokenizer_ ? &*tokenizer_ : nullptr,
+                             .vocab = vocab_,
+                             .prefix = bos_ >= 0 ? bos_ : eos_,
+                             .longest = longest_});
 }
 
 TokenizerContext DataReader::context() const {
@@ -44,6 +64,15 @@ ModelOrArch model_or_arch(const std::string& model, const std::string& arch) {
     return {std::move(architecture), std::move(checkpoint), model};
 }
 
+namespace {
+
+std::optional<nas::ElementType> own_type(const std::string& text) {
+    if (text.empty()) return std::nullopt;
+    return nas::parse_element_type(text);
+}
+
+}  // namespace
+
 nas::Workload workload_of(const WorkloadOptions& options, const Checkpoint* checkpoint) {
     nas::Workload workload{.context = options.context,
                            .batch = options.batch,
@@ -51,7 +80,12 @@ nas::Workload workload_of(const WorkloadOptions& options, const Checkpoint* chec
                            .ssm = nas::parse_element_type(options.ssm),
                            .conv = nas::parse_element_type(options.conv),
                            .buffers = options.buffers,
-                           .weight_dtypes = {}};
+                           .prefill_chunk = options.prefill_chunk,
+                           .int4_group = options.int4_group,
+                           .embeddings = own_type(options.embeddings_type),
+                           .head = own_type(options.head_type),
+                           .norms = own_type(options.norms_type),
+                           .ssm_parameters = own_type(options.ssm_parameters_type)};
     if (options.weights != "file") {
         workload.weights = nas::parse_element_type(options.weights);
     } else if (checkpoint) {
@@ -62,12 +96,23 @@ nas::Workload workload_of(const WorkloadOptions& options, const Checkpoint* chec
 }
 
 std::string describe(const nas::Workload& workload) {
-    return fmt::format(
-        "context {}, batch {}, weights {}, kv {}, ssm {}, conv {}, buffers {}", workload.context,
-        workload.batch,
-        workload.weights_as_in_file ? "as in the file" : std::string(nas::name(workload.weights)),
-        nas::name(workload.kv), nas::name(workload.ssm), nas::name(workload.conv),
-        format_bytes(workload.buffers));
+    std::string text =
+        fmt::format("context {}, batch {}, weights {}, kv {}, ssm {}, conv {}, buffers {}", workload.context,
+                    workload.batch,
+                    workload.weights_as_in_file ? "as in the file" : std::string(nas::name(workload.weights)),
+                    nas::name(workload.kv), nas::name(workload.ssm), nas::name(workload.conv),
+                    format_bytes(workload.buffers));
+    for (const nas::WeightPart part : nas::kWeightParts)
+        if (const auto type = workload.type_of(part))
+            text += fmt::format(", {} {}", nas::name(part), nas::name(*type));
+    if (const Json json = nas::to_json(workload); json.contains("int4_group"))
+        text += fmt::format(", int4 groups of {}", workload.int4_group);
+    if (workload.prefill_chunk > 0) text += fmt::format(", prefill chunk {}", workload.prefill_chunk);
+    return text;
+}
+
+nas::TypeCorrections type_corrections_of(const std::string& file, Objective objective) {
+    return nas::fit_type_corrections(read_scores(file), objective, file);
 }
 
 std::optional<WidthScores> width_scores_beside(const fs::path& file, const std::string& name) {

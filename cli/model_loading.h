@@ -10,9 +10,11 @@
 #include "cli/commands.h"
 #include "kernels/backend.h"
 #include "nas/memory_model.h"
+#include "nas/type_corrections.h"
 #include "runtime/checkpoint.h"
 #include "runtime/score_table.h"
 #include "runtime/student_plan.h"
+#include "runtime/tasks.h"
 #include "runtime/token_source.h"
 #include "runtime/tokenizer.h"
 
@@ -33,12 +35,14 @@ class DataReader {
     Corpus for_training(const std::vector<std::string>& paths) const {
         return Corpus(paths, context(), true);
     }
+    // Rows of multiple choice.
+    TaskSet tasks(const std::filesystem::path& path) const;
 
   private:
     TokenizerContext context() const;
     std::optional<Tokenizer> tokenizer_;
-    int64_t vocab_;
-    int32_t eos_ = -1;
+    int64_t vocab_, longest_ = 0;
+    int32_t eos_ = -1, bos_ = -1;
 };
 
 // --model FOLDER or --arch NAME, exactly one of the two.
@@ -53,6 +57,9 @@ ModelOrArch model_or_arch(const std::string& model, const std::string& arch);
 nas::Workload workload_of(const WorkloadOptions& options, const Checkpoint* checkpoint);
 // "weights bf16, kv bf16, ssm fp32, conv bf16, buffers 0 bytes, batch 1, context 8192".
 std::string describe(const nas::Workload& workload);
+
+// --type-corrections: fitted to the random sets of another model's scores.json.
+nas::TypeCorrections type_corrections_of(const std::string& file, Objective objective);
 
 // The neuron orders that a scores.json or a plan names, relative to that file; nullopt where it names none.
 std::optional<WidthScores> width_scores_beside(const std::filesystem::path& file, const std::string& name);

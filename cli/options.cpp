@@ -167,6 +167,15 @@ void OptionTable::number(const std::string& name, std::optional<double>& field, 
          .value = [&field] { return field ? Json(*field) : Json(); }});
 }
 
+void OptionTable::seconds(const std::string& name, std::optional<double>& field, const std::string& help) {
+    add({.name = name,
+         .short_names = "",
+         .metavar = "TIME",
+         .help = help,
+         .set = [&field](const Words& words) { field = parse_seconds(only(words)); },
+         .value = [&field] { return field ? Json(fmt::format("{}s", *field)) : Json(); }});
+}
+
 void OptionTable::amount(const std::string& name, AmountOf unit, std::optional<Amount>& field,
                          const std::string& help) {
     add({.name = name,

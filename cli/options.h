@@ -45,6 +45,8 @@ class OptionTable {
     void number(const std::string& name, double& field, const std::string& help, double least = 0);
     void number(const std::string& name, std::optional<double>& field, const std::string& help,
                 double least = 0);
+    // A time, "25ms": in seconds.
+    void seconds(const std::string& name, std::optional<double>& field, const std::string& help);
     void amount(const std::string& name, AmountOf unit, std::optional<Amount>& field,
                 const std::string& help);
     void choices(const std::string& name, std::vector<int64_t>& field, const std::string& help);

@@ -59,6 +59,16 @@ std::string Table::text() const {
     return text;
 }
 
+std::vector<std::size_t> spread_indexes(std::size_t n, std::size_t most, int64_t also) {
+    std::vector<std::size_t> chosen;
+    for (std::size_t i = 0; i < std::min(n, most); ++i)
+        chosen.push_back(n <= most ? i : i * (n - 1) / (most - 1));
+    if (also >= 0) chosen.push_back(static_cast<std::size_t>(also));
+    std::sort(chosen.begin(), chosen.end());
+    chosen.erase(std::unique(chosen.begin(), chosen.end()), chosen.end());
+    return chosen;
+}
+
 std::string wrapped(const std::string& text, std::size_t columns) {
     std::string out;
     std::size_t line = 0;

@@ -24,6 +24,9 @@ class Table {
     std::vector<std::vector<std::string>> rows_;
 };
 
+// At most `most` of n indexes, evenly spread, first and last among them, and `also` (-1: none).
+std::vector<std::size_t> spread_indexes(std::size_t n, std::size_t most, int64_t also = -1);
+
 // "0.1783", "-" where there is no value.
 std::string cell(const std::optional<double>& value, int decimals = 4);
 

@@ -112,6 +112,18 @@ double parse_number(const std::string& text) {
     return value;
 }
 
+double parse_seconds(const std::string& text) {
+    double value = 0;
+    const char* const end = text.data() + text.size();
+    const auto [unit, error] = std::from_chars(text.data(), end, value);
+    const std::string_view suffix(unit, static_cast<std::size_t>(end - unit));
+    const double scale = suffix == "s" ? 1 : suffix == "ms" ? 1e-3 : suffix == "us" ? 1e-6 : 0;
+    if (error != std::errc() || scale == 0 || !std::isfinite(value))
+        fail_usage(fmt::format("'{}' is not a time (a number with s, ms or us)", text));
+    if (!(value > 0)) fail_usage(fmt::format("'{}' is not above 0", text));
+    return value * scale;
+}
+
 namespace {
 
 // Appends what "45", "40..48" or "24576..32768:1024" names; `text` is all that was given, for messages.

@@ -16,6 +16,9 @@ int64_t parse_count(const std::string& text);
 // off, so that a budget is never exceeded. Error usage.
 int64_t parse_bytes(const std::string& text);
 
+// A time in seconds: "25ms", "800us", "1.5s"; Error usage where it has no unit or is not above 0.
+double parse_seconds(const std::string& text);
+
 // "0.001", "1e-3"; Error usage where it is no finite number.
 double parse_number(const std::string& text);
 

@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
+#include <map>
 
 namespace minipuzzle::nas {
 
@@ -100,6 +102,7 @@ ChoiceProblem FreeSpace::make_problem(std::size_t width) const {
         problem.items.emplace_back(std::vector<Choice>(counts.kept.size()));
     for (const MemoryLimit& limit : memory_limits(options_)) add_memory(problem, limit, width);
     add_params(problem, width);
+    add_latency(problem, width);
     add_counts(problem, width);
     if (uses_pairs(surrogate_, options_.predictor)) add_pairs(problem);
     check_problem(problem);
@@ -133,6 +136,29 @@ void FreeSpace::add_memory(ChoiceProblem& problem, const MemoryLimit& limit, std
             problem.items[l][c].weights[row] = memory.at(own).layers[l].*part;
         });
     }
+    // Of the workspace only the largest counts: what is always there is in the limit, and each choice that
+    // needs more has the constraint again with what it adds.
+    const auto workspace = [&](std::size_t l, std::optional<int64_t> own) {
+        return memory.at(own).layers[l].workspace;
+    };
+    int64_t always = outer.workspace;
+    for (std::size_t l = 0; l < meanings_.size(); ++l) {
+        if (meanings_[l].empty() || meanings_[l].back().dropped) continue;
+        int64_t least = workspace(l, meanings_[l].front().width);
+        for (const Meaning& meaning : meanings_[l]) least = std::min(least, workspace(l, meaning.width));
+        always = std::max(always, least);
+    }
+    *constraint.upper -= div_up(always, kUnitsPerByte);
+    for_each_kept([&](std::size_t l, std::size_t c, std::optional<int64_t> own) {
+        if (workspace(l, own) <= always) return;
+        const std::size_t row = add_row(problem, 0);
+        // Whole bytes of both, so that the quotient is the difference of what each is rounded up to.
+        problem.items[l][c].weights[row] =
+            kUnitsPerByte * (div_up(workspace(l, own), kUnitsPerByte) - div_up(always, kUnitsPerByte));
+        ChoiceConstraint with = constraint;
+        with.rows.push_back(row);
+        problem.constraints.push_back(std::move(with));
+    });
     problem.constraints.push_back(std::move(constraint));
 }
 
@@ -145,6 +171,22 @@ void FreeSpace::add_params(ChoiceProblem& problem, std::size_t width) const {
     });
     problem.constraints.push_back(
         {.name = "parameters", .rows = {row}, .divisor = 1, .lower = {}, .upper = *options_.max_params});
+}
+
+// In whole nanoseconds: what a timer tells.
+void FreeSpace::add_latency(ChoiceProblem& problem, std::size_t width) const {
+    if (!options_.latency || !options_.max_latency) return;
+    const auto nanoseconds = [](double seconds) { return static_cast<int64_t>(std::llround(1e9 * seconds)); };
+    const std::size_t row = add_row(problem, nanoseconds(options_.latency->outer));
+    for_each_kept([&](std::size_t l, std::size_t c, std::optional<int64_t> own) {
+        const Architecture sized = student_architecture(teacher_, sizes(width, own));
+        problem.items[l][c].weights[row] = nanoseconds(options_.latency->seconds(sized.layers[l]));
+    });
+    problem.constraints.push_back({.name = "latency",
+                                   .rows = {row},
+                                   .divisor = 1,
+                                   .lower = {},
+                                   .upper = nanoseconds(*options_.max_latency)});
 }
 
 void FreeSpace::add_counts(ChoiceProblem& problem, std::size_t width) const {

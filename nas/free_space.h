@@ -40,7 +40,7 @@ class FreeSpace {
     // Whether layers of one type weigh alike, wherever there is a choice: then only their numbers matter to
     // the limits.
     bool alike() const;
-    // Whether the student is in the space and within every limit: bytes, parameters, counts.
+    // Whether the student is in the space and within every limit: bytes, parameters, latency, counts.
     bool fits(const StudentPlan& plan) const;
 
   private:
@@ -61,6 +61,7 @@ class FreeSpace {
     ChoiceProblem make_problem(std::size_t width) const;
     void add_memory(ChoiceProblem& problem, const MemoryLimit& limit, std::size_t width) const;
     void add_params(ChoiceProblem& problem, std::size_t width) const;
+    void add_latency(ChoiceProblem& problem, std::size_t width) const;
     void add_counts(ChoiceProblem& problem, std::size_t width) const;
     void add_pairs(ChoiceProblem& problem) const;
     StudentPlan sizes(std::size_t width, std::optional<int64_t> own) const;

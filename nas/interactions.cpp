@@ -18,9 +18,6 @@ constexpr double kTriple = 0.3;   // standard deviation of e
 constexpr double kTypes = 0.09;   // of c
 constexpr double kGrowth = 0.05;  // mean and standard deviation of g
 constexpr double kLeast = 0.003;  // nats: a in h is not less, so that a layer of no cost stays harmless
-// How far three orders miss a measured set, in nats: the orders above them, which grow faster than the rise
-// itself, and the measurement.
-double miss(double rise) { return 0.05 * std::pow(std::abs(rise), 1.5) + 0.001; }
 
 // Steps of removal measure sets by the hundred that differ in one layer; so many, evenly, tell the same.
 constexpr std::size_t kMostRemovalSets = 400;
@@ -56,6 +53,8 @@ std::vector<int64_t> with(std::vector<int64_t> set, int64_t layer) {
 }
 
 }  // namespace
+
+double higher_order_miss(double rise) { return 0.05 * std::pow(std::abs(rise), 1.5) + 0.001; }
 
 struct Interactions::MeasuredSet {
     std::vector<int64_t> drop;  // ascending, three layers or more
@@ -187,7 +186,7 @@ void Interactions::fit(const std::vector<MeasuredSet>& sets, const Prior& prior)
             for_each_triple(
                 common, [&](int64_t i, int64_t j, int64_t k) { sum += prior.triple[triple_index(i, j, k)]; });
             for (std::size_t c = 0; c < kShared; ++c) sum += shared[n][c] * shared[m][c];
-            if (n == m) sum += std::pow(miss(sets[n].rise), 2);
+            if (n == m) sum += std::pow(higher_order_miss(sets[n].rise), 2);
             covariance(static_cast<Eigen::Index>(n), static_cast<Eigen::Index>(m)) = sum;
         }
     const Eigen::LLT<Eigen::MatrixXd, Eigen::Lower> factor(covariance);

@@ -10,6 +10,10 @@
 
 namespace minipuzzle::nas {
 
+// How far sums over subsets of three layers and fewer miss a measured rise, in nats: the orders above them,
+// which grow faster than the rise itself, and the measurement.
+double higher_order_miss(double rise);
+
 // The rise of the loss with a set S of layers off, as a sum over subsets of S (its Moebius expansion), cut
 // after the third order:
 //   rise(S) = sum a_i + sum p_ij + sum t_ijk,   a: loss_delta, p: PairScore::interaction.
@@ -36,6 +40,11 @@ class Interactions {
     double correction(const std::vector<int64_t>& drop) const;
     // One pair's term of pairs(), i < j; 0 where it was not measured.
     double pair(int64_t i, int64_t j) const { return pair_[pair_index(i, j)].value_or(0.0); }
+    // The terms of correction(): of a pair that was not measured, and of i < j < k.
+    double fitted_pair(int64_t i, int64_t j) const { return fitted() ? fitted_pair_[pair_index(i, j)] : 0.0; }
+    double triple(int64_t i, int64_t j, int64_t k) const {
+        return fitted() ? triple_[triple_index(i, j, k)] : 0.0;
+    }
 
   private:
     struct MeasuredSet;

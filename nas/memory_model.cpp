@@ -4,41 +4,33 @@
 
 #include <algorithm>
 #include <initializer_list>
-#include <optional>
+
+#include "kernels/check.h"
 
 namespace minipuzzle::nas {
 
 namespace {
 
-struct ElementTypeInfo {
-    std::string_view name;
-    int64_t units;  // sixteenths of a byte per element
-};
-constexpr ElementTypeInfo kElementTypes[] = {
-    {"fp32", 64}, {"bf16", 32}, {"fp8", 16}, {"fp4", 8}, {"nvfp4", 9}};
+constexpr int64_t kActivationUnits = 2 * kUnitsPerByte;  // bf16
+constexpr int64_t kLogitUnits = 4 * kUnitsPerByte;       // float32
 
-int64_t units_of(ElementType type) { return kElementTypes[static_cast<std::size_t>(type)].units; }
+[[noreturn]] void fail_too_large() {
+    fail_usage(
+        "the workload's memory passes 64 bits, expected less; lower --context, --batch or --prefill-chunk");
+}
 
-// A product of sizes that a user may have typed too large.
+// Products and sums of sizes that a user may have typed too large.
 int64_t checked_product(std::initializer_list<int64_t> factors) {
     int64_t product = 1;
     for (const int64_t factor : factors)
-        if (__builtin_mul_overflow(product, factor, &product))
-            fail_usage("the workload's memory passes 64 bits, expected less; lower --context or --batch");
+        if (__builtin_mul_overflow(product, factor, &product)) fail_too_large();
     return product;
 }
 
-// The element type that all tensors but A_log and D share; nullopt where they mix or it has no name here.
-std::optional<ElementType> common_type(const WeightDtypes& dtypes) {
-    std::optional<DType> common;
-    for (const auto& [tensor, dtype] : dtypes) {
-        if (tensor.ends_with(".A_log") || tensor.ends_with(".D")) continue;
-        if (common && *common != dtype) return std::nullopt;
-        common = dtype;
-    }
-    if (common == DType::bf16) return ElementType::bf16;
-    if (common == DType::f32) return ElementType::fp32;
-    return std::nullopt;
+int64_t checked_sum(int64_t a, int64_t b) {
+    int64_t sum = 0;
+    if (__builtin_add_overflow(a, b, &sum)) fail_too_large();
+    return sum;
 }
 
 MemoryUnits state_units(const Layer& layer, const Workload& workload) {
@@ -55,76 +47,71 @@ MemoryUnits state_units(const Layer& layer, const Workload& workload) {
     return units;
 }
 
-void add_weights_in_file(const Architecture& architecture, const WeightDtypes& dtypes, LayerMemory& memory) {
-    for (const TensorSlot& slot : tensor_slots(architecture)) {
-        const auto dtype = dtypes.find(slot.name);
-        MP_ASSERT(dtype != dtypes.end());
-        int64_t units = kUnitsPerByte * bytes_of(dtype->second);
-        for (const int64_t extent : slot.shape) units = checked_product({units, extent});
-        MemoryUnits& owner =
-            slot.layer < 0 ? memory.outer : memory.layers[static_cast<std::size_t>(slot.layer)];
-        owner.weights += units;
+// Elements a token that a layer holds at once beside the residual stream; memory_of's comment has the list.
+int64_t activations(const Architecture& architecture, const Layer& layer) {
+    const int64_t normed = architecture.width;
+    if (const auto* mamba = std::get_if<Mamba>(&layer))
+        return normed + mamba->projection() + mamba->conv_channels() + mamba->inner();
+    if (const auto* attention = std::get_if<Attention>(&layer))
+        return normed + 2 * (attention->heads + attention->kv_heads) * attention->head_dim;
+    return normed + std::get<Ffn>(layer).width;
+}
+
+void set_workspace(const Architecture& architecture, const Workload& workload, LayerMemory& memory) {
+    if (workload.prefill_chunk == 0) return;
+    const int64_t tokens =
+        checked_product({workload.batch, std::min(workload.prefill_chunk, workload.context)});
+    for (std::size_t i = 0; i < architecture.layers.size(); ++i)
+        memory.layers[i].workspace =
+            checked_product({kActivationUnits, tokens,
+                             architecture.width + activations(architecture, architecture.layers[i])});
+    const int64_t residual = checked_product({kActivationUnits, tokens, architecture.width});
+    const int64_t head = checked_product(
+        {workload.batch, kActivationUnits * architecture.width + kLogitUnits * architecture.vocab});
+    memory.outer.workspace = checked_sum(residual, head);
+}
+
+// How a tensor is stored: a file's dtype, else an element type.
+struct Stored {
+    std::string type;
+    int64_t units = 0;  // all of it
+    int64_t elements = 0;
+};
+
+Stored stored(const Architecture& architecture, const TensorSlot& slot, const Workload& workload) {
+    Stored as;
+    as.elements = 1;
+    for (const int64_t extent : slot.shape) as.elements = checked_product({as.elements, extent});
+    const std::optional<ElementType> own = workload.type_of(part_of(architecture, slot));
+    if (!own && workload.weights_as_in_file) {
+        const auto dtype = workload.weight_dtypes.find(slot.name);
+        MP_ASSERT(dtype != workload.weight_dtypes.end());
+        as.type = info(dtype->second).name;
+        as.units = checked_product({kUnitsPerByte * bytes_of(dtype->second), as.elements});
+        return as;
     }
+    const ElementType type = own.value_or(workload.weights);
+    as.type = name(type);
+    as.units = checked_product({units_of(type), as.elements});
+    if (type == ElementType::int4 && as.elements > 0) {
+        const int64_t row = slot.shape.back();
+        as.units = checked_sum(as.units, checked_product({units_of(ElementType::bf16), as.elements / row,
+                                                          div_up(row, workload.int4_group)}));
+    }
+    return as;
 }
 
 }  // namespace
 
-ElementType parse_element_type(const std::string& text) {
-    std::string known;
-    for (std::size_t i = 0; i < std::size(kElementTypes); ++i) {
-        if (kElementTypes[i].name == text) return static_cast<ElementType>(i);
-        known += fmt::format("{}{}", known.empty() ? "" : ", ", kElementTypes[i].name);
-    }
-    fail_usage(fmt::format("element type {}: expected one of {}", text, known));
-}
-
-std::string_view name(ElementType type) { return kElementTypes[static_cast<std::size_t>(type)].name; }
-
-int64_t bytes_of(ElementType type, int64_t elements) {
-    return div_up(checked_product({units_of(type), elements}), kUnitsPerByte);
-}
-
-WeightDtypes dtypes_in_file(const Checkpoint& checkpoint) {
-    WeightDtypes dtypes;
-    for (const TensorSlot& slot : tensor_slots(checkpoint.architecture()))
-        dtypes[slot.name] = checkpoint.tensor(slot.name).dtype;
-    return dtypes;
-}
-
-Json to_json(const Workload& workload) {
-    std::string_view weights = name(workload.weights);
-    if (workload.weights_as_in_file) {
-        const std::optional<ElementType> common = common_type(workload.weight_dtypes);
-        weights = common ? name(*common) : "file";
-    }
-    return {{"context", workload.context}, {"batch", workload.batch},   {"weights", weights},
-            {"kv", name(workload.kv)},     {"ssm", name(workload.ssm)}, {"conv", name(workload.conv)},
-            {"buffers", workload.buffers}};
-}
-
-Workload read_workload(ObjectReader reader) {
-    const auto element_type = [&](const char* key) {
-        const std::string text = reader.text(key);
-        for (std::size_t i = 0; i < std::size(kElementTypes); ++i)
-            if (kElementTypes[i].name == text) return static_cast<ElementType>(i);
-        reader.fail(fmt::format("{}: found \"{}\", expected an element type such as bf16", key, text));
-    };
-    Workload workload;
-    workload.context = reader.integer("context");
-    workload.batch = reader.integer("batch");
-    workload.weights_as_in_file = reader.text("weights") == "file";
-    if (!workload.weights_as_in_file) workload.weights = element_type("weights");
-    workload.kv = element_type("kv");
-    workload.ssm = element_type("ssm");
-    workload.conv = element_type("conv");
-    workload.buffers = reader.integer("buffers");
-    reader.finish();
-    return workload;
-}
-
 Json to_json(const Memory& memory) {
-    return {{"weights", memory.weights}, {"kv", memory.kv},           {"ssm", memory.ssm},
-            {"conv", memory.conv},       {"buffers", memory.buffers}, {"total", memory.total()}};
+    Json json = {{"weights", memory.weights},
+                 {"kv", memory.kv},
+                 {"ssm", memory.ssm},
+                 {"conv", memory.conv},
+                 {"buffers", memory.buffers}};
+    if (memory.workspace > 0) json["workspace"] = memory.workspace;
+    json["total"] = memory.total();
+    return json;
 }
 
 Memory read_memory(ObjectReader reader) {
@@ -134,6 +121,7 @@ Memory read_memory(ObjectReader reader) {
     memory.ssm = reader.integer("ssm");
     memory.conv = reader.integer("conv");
     memory.buffers = reader.integer("buffers");
+    memory.workspace = reader.integer("workspace", 0);
     if (const int64_t total = reader.integer("total"); total != memory.total())
         reader.fail(fmt::format("total: found {}, expected {}, the sum of its parts", total, memory.total()));
     reader.finish();
@@ -145,6 +133,7 @@ MemoryUnits& MemoryUnits::operator+=(const MemoryUnits& other) {
     kv += other.kv;
     ssm += other.ssm;
     conv += other.conv;
+    workspace = std::max(workspace, other.workspace);
     return *this;
 }
 
@@ -153,20 +142,19 @@ Memory MemoryUnits::memory(int64_t buffers) const {
             .kv = div_up(kv, kUnitsPerByte),
             .ssm = div_up(ssm, kUnitsPerByte),
             .conv = div_up(conv, kUnitsPerByte),
-            .buffers = buffers};
+            .buffers = buffers,
+            .workspace = div_up(workspace, kUnitsPerByte)};
 }
 
 LayerMemory layer_memory(const Architecture& architecture, const Workload& workload) {
     LayerMemory memory;
     for (const Layer& layer : architecture.layers) memory.layers.push_back(state_units(layer, workload));
-    if (workload.weights_as_in_file) {
-        add_weights_in_file(architecture, workload.weight_dtypes, memory);
-        return memory;
+    for (const TensorSlot& slot : tensor_slots(architecture)) {
+        MemoryUnits& owner =
+            slot.layer < 0 ? memory.outer : memory.layers[static_cast<std::size_t>(slot.layer)];
+        owner.weights = checked_sum(owner.weights, stored(architecture, slot, workload).units);
     }
-    const int64_t units = units_of(workload.weights);
-    memory.outer.weights = checked_product({units, outer_parameters(architecture)});
-    for (std::size_t i = 0; i < architecture.layers.size(); ++i)
-        memory.layers[i].weights = checked_product({units, parameters(architecture, architecture.layers[i])});
+    set_workspace(architecture, workload, memory);
     return memory;
 }
 
@@ -183,6 +171,23 @@ Memory memory_of(const Architecture& teacher, const StudentPlan& plan, const Wor
     MemoryUnits sum = full.outer;
     for (const int64_t layer : plan.kept(teacher)) sum += full.layers[static_cast<std::size_t>(layer)];
     return sum.memory(workload.buffers);
+}
+
+std::vector<WeightPartMemory> weight_parts(const Architecture& architecture, const Workload& workload) {
+    std::vector<WeightPartMemory> parts;
+    for (const WeightPart part : kWeightParts) {
+        WeightPartMemory sum{.part = part, .type = ""};
+        for (const TensorSlot& slot : tensor_slots(architecture)) {
+            if (part_of(architecture, slot) != part) continue;
+            const Stored as = stored(architecture, slot, workload);
+            sum.parameters += as.elements;
+            sum.units = checked_sum(sum.units, as.units);
+            if (sum.type.find(as.type) == std::string::npos)
+                sum.type += fmt::format("{}{}", sum.type.empty() ? "" : " + ", as.type);
+        }
+        if (sum.parameters > 0) parts.push_back(std::move(sum));
+    }
+    return parts;
 }
 
 }  // namespace minipuzzle::nas

@@ -2,70 +2,49 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <string>
-#include <string_view>
 #include <vector>
 
-#include "kernels/dtype.h"
+#include "nas/workload.h"
 #include "runtime/architecture.h"
 #include "runtime/artefact.h"
-#include "runtime/checkpoint.h"
 #include "runtime/student_plan.h"
 
 namespace minipuzzle::nas {
 
-// An element type of a deployed tensor. fp4: exactly 4 bits; nvfp4: 4.5 (a scale byte per 16 elements).
-enum class ElementType { fp32, bf16, fp8, fp4, nvfp4 };
-// Error usage lists the known ones.
-ElementType parse_element_type(const std::string& text);
-std::string_view name(ElementType type);
-// Bytes of `elements` elements, rounded up to whole bytes.
-int64_t bytes_of(ElementType type, int64_t elements);
-
-// Stored dtypes by canonical tensor name: what "weights as in the file" means.
-using WeightDtypes = std::map<std::string, DType>;
-WeightDtypes dtypes_in_file(const Checkpoint& checkpoint);
-
-struct Workload {
-    int64_t context = 8192, batch = 1;
-    ElementType weights = ElementType::bf16, kv = ElementType::bf16, ssm = ElementType::fp32,
-                conv = ElementType::bf16;
-    int64_t buffers = 0;
-    // True: `weights` is not used, every tensor has its dtype in `weight_dtypes`, by the names of the
-    // architecture that memory_of is given (the teacher's, when it is given a plan).
-    bool weights_as_in_file = false;
-    WeightDtypes weight_dtypes = {};
-};
-// `weights` reads "file" only where the file mixes dtypes; A_log and D, float32 in most bf16 files, do not
-// count as a mix (their bytes do count).
-Json to_json(const Workload& workload);
-// The inverse, strict. The dtypes of a file are not in the JSON: "file" comes back without them.
-Workload read_workload(ObjectReader reader);
-
 struct Memory {
-    int64_t weights = 0, kv = 0, ssm = 0, conv = 0, buffers = 0;
-    int64_t total() const { return weights + kv + ssm + conv + buffers; }
+    int64_t weights = 0, kv = 0, ssm = 0, conv = 0, buffers = 0, workspace = 0;
+    int64_t total() const { return weights + kv + ssm + conv + buffers + workspace; }
     bool operator==(const Memory&) const = default;
 };
+// Without `workspace` where it is 0.
 Json to_json(const Memory& memory);
 Memory read_memory(ObjectReader reader);
 
-// kv: batch * context * 2 * kv_heads * head_dim per attention layer; ssm: batch * heads * head_dim * state
-// per Mamba layer; conv: batch * conv_channels * (kernel - 1). Source: nemotron_h's caches (reference sizes
-// in the tests). Error usage where a size passes 64 bits.
+// weights: every tensor in its type. kv: batch * context * 2 * kv_heads * head_dim per attention layer; ssm:
+// batch * heads * head_dim * state per Mamba layer; conv: batch * conv_channels * (kernel - 1). Source:
+// nemotron_h's caches (reference sizes in the tests).
+// workspace, with a prefill chunk: what the layers hold beside weights and caches while T = batch *
+// min(chunk, context) tokens pass them, one layer at a time. The tensors are those that this program's own
+// forward takes (runtime/layer_activations.cpp, against which the tests hold it), in bf16:
+//   T * width, the residual stream, and the largest of
+//   Mamba      T * (width + in_proj's outputs + conv channels + inner): normed, zxbcdt, the convolution's
+//              output, the scan's output, which the gated norm overwrites
+//   attention  T * (width + 2 * heads * head_dim + 2 * kv_heads * head_dim): normed, q, k, v, output
+//   FFN        T * (width + FFN width): normed, hidden, which squared ReLU overwrites
+//   head       batch * width, and batch * vocab float32 logits: of each sequence's last token
+// Scratch of libraries and kernels is not in it; that, and all else, is `buffers`.
+// Error usage where a size passes 64 bits.
 Memory memory_of(const Architecture& architecture, const Workload& workload);
 // The student's memory: of memory_of(student_architecture(teacher, plan)), each tensor in the dtype of the
 // teacher's tensor that it is cut from.
 Memory memory_of(const Architecture& teacher, const StudentPlan& plan, const Workload& workload);
 
-// Units of MemoryUnits in a byte.
-inline constexpr int64_t kUnitsPerByte = 16;
-
-// Sixteenths of a byte: the unit in which 4.5-bit elements add up exactly, so that only whole parts of the
-// memory are rounded up, never single layers.
+// In sixteenths of a byte, so that only whole parts of the memory are rounded up, never single layers.
 struct MemoryUnits {
     int64_t weights = 0, kv = 0, ssm = 0, conv = 0;
+    int64_t workspace = 0;  // residual stream included
+    // Layers one after another: all parts add up, but of the workspace the larger one counts.
     MemoryUnits& operator+=(const MemoryUnits& other);
     // Every part rounded up to bytes.
     Memory memory(int64_t buffers) const;
@@ -76,5 +55,15 @@ struct LayerMemory {
     std::vector<MemoryUnits> layers;
 };
 LayerMemory layer_memory(const Architecture& architecture, const Workload& workload);
+
+// The weights of one part.
+struct WeightPartMemory {
+    WeightPart part = WeightPart::embeddings;
+    std::string type;  // "bf16"; "bf16 + f32" where a file mixes
+    int64_t parameters = 0, units = 0;
+    double bytes() const { return static_cast<double>(units) / static_cast<double>(kUnitsPerByte); }  // exact
+};
+// Those parts that the model has; their units add up to Memory::weights.
+std::vector<WeightPartMemory> weight_parts(const Architecture& architecture, const Workload& workload);
 
 }  // namespace minipuzzle::nas

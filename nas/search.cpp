@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <set>
+#include <map>
 
 #include "nas/free_search.h"
 #include "nas/funnel.h"
@@ -34,9 +34,16 @@ struct Context {
     const Solution& solution;
 };
 
-Candidate candidate_of(const Context& context, const Student& student) {
+// A student that may be listed.
+struct Listing {
+    StudentPlan plan;
+    Student student;                      // its point counts only where it is one of the space
+    std::optional<std::size_t> measured;  // index into the funnel's students
+};
+
+Candidate candidate_of(const Context& context, const Listing& listing) {
     Candidate candidate;
-    candidate.plan = plan_of(context.space, student);
+    candidate.plan = listing.plan;
     if (candidate.plan.ffn_width || !candidate.plan.ffn_widths.empty())
         candidate.plan.width_scores = context.scores.width_scores_file;
     const Architecture architecture = student_architecture(context.teacher, candidate.plan);
@@ -45,16 +52,17 @@ Candidate candidate_of(const Context& context, const Student& student) {
     candidate.ffn = architecture.count(LayerType::ffn);
     candidate.attention = architecture.count(LayerType::attention);
     candidate.ffn_width = printed_width(context.teacher, architecture, candidate.plan);
-    candidate.params = student.params;
+    candidate.params = listing.student.params;
     const auto memory_at = [&](const Workload& workload) {
-        return memory_of(context.teacher, candidate.plan, workload);
+        return memory_of(context.teacher, listing.plan, workload);
     };
     candidate.memory = memory_at(context.options.workload);
     for (const Fit& fit : context.options.fits)
         candidate.fit_totals.push_back(memory_at(workload_at(context.options.workload, fit)).total());
+    if (context.options.latency) candidate.latency = context.options.latency->seconds(architecture);
     candidate.predicted =
-        predict_with(context.options.predictor, context.surrogate, context.teacher, candidate.plan);
-    candidate.pareto_predicted = on_frontier(context.solution, student);
+        predict_with(context.options.predictor, context.surrogate, context.teacher, listing.plan);
+    candidate.pareto_predicted = on_frontier(context.solution, listing.student);
     return candidate;
 }
 
@@ -79,18 +87,50 @@ std::vector<Student> students_to_list(const Solution& solution) {
     return students;
 }
 
-// The best `limit` by prediction, but none of the measured ones is left out.
-std::vector<std::size_t> listed(const std::vector<std::optional<Measured>>& measured, std::size_t limit) {
-    std::size_t room = limit;
-    for (const auto& measurement : measured)
-        if (measurement && room > 0) --room;
-    std::vector<std::size_t> indexes;
-    for (std::size_t i = 0; i < measured.size(); ++i) {
-        if (!measured[i] && room == 0) continue;
-        if (!measured[i]) --room;
-        indexes.push_back(i);
+Listing listing_of(const Context& context, const StudentPlan& plan) {
+    return {
+        .plan = plan,
+        .student = {.point = {},
+                    .total = memory_of(context.teacher, plan, context.options.workload).total(),
+                    .params = parameters(student_architecture(context.teacher, plan)),
+                    .value = predict_with(context.options.predictor, context.surrogate, context.teacher, plan)
+                                 .value},
+        .measured = std::nullopt};
+}
+
+// The students of the space and the measured ones, best predicted first: the best `limit`, but none of the
+// measured ones is left out.
+std::vector<Listing> listed(const Context& context, const std::vector<Student>& students,
+                            const FunnelResult& funnel, std::size_t limit) {
+    std::vector<Listing> all;
+    std::map<std::vector<int64_t>, std::vector<std::size_t>> measured;  // by what they drop
+    for (std::size_t i = 0; i < funnel.students.size(); ++i)
+        measured[funnel.students[i].plan.drop].push_back(i);
+    std::vector<bool> is_listed(funnel.students.size(), false);
+    for (const Student& student : students) {
+        Listing listing{plan_of(context.space, student), student, std::nullopt};
+        for (const std::size_t i : measured[listing.plan.drop])
+            if (funnel.students[i].plan == listing.plan) {
+                listing.measured = i;
+                is_listed[i] = true;
+            }
+        all.push_back(std::move(listing));
     }
-    return indexes;
+    for (std::size_t i = 0; i < funnel.students.size(); ++i) {
+        if (is_listed[i]) continue;
+        all.push_back(listing_of(context, funnel.students[i].plan));
+        all.back().measured = i;
+    }
+    std::stable_sort(all.begin(), all.end(),
+                     [](const Listing& a, const Listing& b) { return a.student.value < b.student.value; });
+    std::size_t room = limit - std::min(limit, funnel.students.size());
+    std::vector<Listing> best;
+    for (Listing& listing : all) {
+        if (!listing.measured && room == 0) continue;
+        if (!listing.measured) --room;
+        best.push_back(std::move(listing));
+    }
+    return best;
 }
 
 void mark_measured(SearchResult& result, SelectBy select_by) {
@@ -144,26 +184,13 @@ bool is_listed(const StudentPlan& plan, const Space& space, const Solution& solu
     return std::find(plans.begin(), plans.end(), plan) != plans.end();
 }
 
-// The options under which the smallest student is one of the enumerated space: every FFN at the narrowest
-// width.
-SearchOptions narrowest(const SearchOptions& options) {
-    SearchOptions narrow = options;
-    if (options.ffn_widths.values.empty()) return narrow;
-    narrow.ffn_width.values = {
-        *std::min_element(options.ffn_widths.values.begin(), options.ffn_widths.values.end())};
-    narrow.ffn_widths = {};
-    return narrow;
-}
-
 [[noreturn]] void fail_nothing_fits(const SearchProblem& problem, const std::optional<FreeStudent>& free) {
     if (free && !free->proven)
         throw Error(
             ErrorKind::infeasible,
             fmt::format("no student was found that fits, in the {} s of --solve-seconds; give it more",
                         problem.options.solve_seconds));
-    const SearchOptions options = narrowest(problem.options);
-    const Space space(problem.teacher, problem.surrogate, options);
-    fail_infeasible({problem.teacher, problem.surrogate, options}, solve(space, limits_of(options)));
+    fail_infeasible(problem);
 }
 
 // What is proven of the best predicted candidate. Rounding apart, the bound of a complete proof is the best
@@ -179,9 +206,21 @@ void add_proof(SearchResult& result, const Student& optimum, const std::optional
     result.gap = std::max(0.0, result.candidates.front().predicted.value - result.bound);
 }
 
+// Rounds and finalists in the names of candidates; `ids` by the funnel's students.
+void add_funnel(SearchResult& result, const FunnelResult& funnel, const std::vector<std::string>& ids) {
+    for (const FunnelRound& round : funnel.rounds)
+        result.rounds.push_back({.measured = round.measured,
+                                 .fresh = round.fresh,
+                                 .best = ids[round.best],
+                                 .best_cost = round.best_cost,
+                                 .rank_correlation = round.rank_correlation});
+    for (const std::size_t i : funnel.finalists) result.finalists.push_back(ids[i]);
+}
+
 SearchResult describe(const Architecture& teacher, const SearchOptions& options, const Surrogate& surrogate) {
     SearchResult result;
     result.objective = surrogate.objective;
+    result.type_corrections = surrogate.type_corrections;
     result.budget_bytes = options.mem_budget;
     result.max_params = options.max_params;
     result.workload = options.workload;
@@ -202,15 +241,20 @@ SearchResult describe(const Architecture& teacher, const SearchOptions& options,
 SearchResult search(const Architecture& teacher, const ScoreTable& scores, const SearchOptions& options,
                     const Measurer& measurer) {
     check_scores(scores, teacher, "scores");
+    if (options.latency) check_latency(*options.latency, teacher);
     const SelectBy select_by = parse_select_by(options.select_by);
-    const Surrogate surrogate =
+    Surrogate surrogate =
         make_surrogate(scores, options.objective ? *options.objective : default_objective(scores));
+    surrogate.type_corrections = options.type_corrections;
+    if (surrogate.type_corrections && !options.ffn_widths.values.empty())
+        fail_usage("--type-corrections go with one width for all FFNs, found --ffn-widths; use --ffn-width");
     const Space space(teacher, surrogate, options);
     Solution solution = solve(space, limits_of(options));
     if (solution.students == 0) fail_usage("the layer counts given keep no layer at all; keep at least one");
     const FreeSpace every(teacher, surrogate, options);
     std::optional<FreeStudent> free;
-    if (reaches_further(every, surrogate, options)) {
+    // Corrections by type belong to counts: enumeration reaches every student that they tell apart.
+    if (!surrogate.type_corrections && reaches_further(every, surrogate, options)) {
         free = search_free(every, plans_of(space, solution.maximal), options.solve_seconds);
         if (free->plan && !is_listed(*free->plan, space, solution))
             add_free(solution, free_student(*free->plan, space, {teacher, surrogate, options}));
@@ -222,18 +266,32 @@ SearchResult search(const Architecture& teacher, const ScoreTable& scores, const
     result.status = measures ? "measured" : "predicted_only";
     if (measures) result.select_by = options.select_by;
     const std::vector<Student> students = students_to_list(solution);
-    std::vector<std::optional<Measured>> measured(students.size());
-    if (measures) measured = measure_spread(space, students, {options.measure, select_by}, measurer);
+    FunnelResult funnel;
+    if (measures) {
+        std::vector<StudentPlan> starts;
+        for (const Student& student : students) starts.push_back(plan_of(space, student));
+        funnel = run_funnel({teacher, surrogate, every, starts}, {options.measure, options.rounds, select_by},
+                            measurer);
+    }
 
     const Context context{teacher, scores, options, surrogate, space, solution};
-    for (const std::size_t i : listed(measured, options.all ? students.size() : kListed)) {
-        Candidate candidate = candidate_of(context, students[i]);
+    std::vector<std::string> ids(funnel.students.size());
+    for (const Listing& listing : listed(context, students, funnel,
+                                         options.all ? students.size() + funnel.students.size() : kListed)) {
+        Candidate candidate = candidate_of(context, listing);
         candidate.id = fmt::format("c{:03}", result.candidates.size() + 1);
-        candidate.measured = measured[i];
+        if (listing.measured) {
+            const FunnelStudent& student = funnel.students[*listing.measured];
+            candidate.measured = student.measured;
+            candidate.round = student.round;
+            candidate.predicted.fitted = student.fitted;
+            ids[*listing.measured] = candidate.id;
+        }
         result.candidates.push_back(std::move(candidate));
     }
     result.best = result.candidates.front().id;
     mark_measured(result, select_by);
+    add_funnel(result, funnel, ids);
     result.frontier = frontier_of(context);
     result.compositions = solution.students;
     result.predictor = uses_pairs(surrogate, options.predictor) ? Predictor::pairs : Predictor::additive;

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "nas/search.h"
 
@@ -16,22 +17,57 @@ Json number_or_null(const std::optional<double>& value) { return value ? Json(*v
 Json width_json(int64_t width) { return width == 0 ? Json(nullptr) : Json(width); }
 
 Json predicted_json(const Predicted& predicted) {
-    return {{"value", predicted.value},
-            {"loss", number_or_null(predicted.loss)},
-            {"terms",
-             {{"base", number_or_null(predicted.base)},
-              {"layers", number_or_null(predicted.layers)},
-              {"pairs", number_or_null(predicted.pairs)},
-              {"width_term", number_or_null(predicted.width_term)}}}};
+    Json terms = {{"base", number_or_null(predicted.base)},
+                  {"layers", number_or_null(predicted.layers)},
+                  {"pairs", number_or_null(predicted.pairs)},
+                  {"width_term", number_or_null(predicted.width_term)}};
+    if (predicted.correction) terms["correction"] = *predicted.correction;
+    if (predicted.fitted) terms["fitted"] = *predicted.fitted;
+    return {{"value", predicted.value}, {"loss", number_or_null(predicted.loss)}, {"terms", terms}};
+}
+
+Json type_corrections_json(const TypeCorrections& corrections) {
+    Json json = {{"origin", corrections.origin}, {"sets", corrections.sets}};
+    for (const LayerType type : kLayerTypes) {
+        const TypeCorrections::Type& of = corrections.types[static_cast<std::size_t>(type)];
+        json[std::string(name(type))] = {{"weight", of.weight}, {"growth", of.growth}};
+    }
+    return json;
+}
+
+TypeCorrections read_type_corrections(ObjectReader reader, Objective objective) {
+    TypeCorrections corrections;
+    corrections.objective = objective;
+    corrections.origin = reader.text("origin");
+    corrections.sets = static_cast<std::size_t>(reader.integer("sets"));
+    for (const LayerType type : kLayerTypes) {
+        ObjectReader of = reader.object(std::string(name(type)));
+        corrections.types[static_cast<std::size_t>(type)] = {.weight = of.number("weight"),
+                                                             .growth = of.number("growth")};
+        of.finish();
+    }
+    reader.finish();
+    return corrections;
 }
 
 Json measured_json(const std::optional<Measured>& measured) {
     if (!measured) return nullptr;
-    return {{"loss", measured->loss},
-            {"kl", measured->kl},
-            {"next_token_accuracy", measured->next_token_accuracy},
-            {"top1_agreement", measured->top1_agreement},
-            {"tokens", measured->tokens}};
+    Json json = {{"loss", measured->loss},
+                 {"kl", measured->kl},
+                 {"next_token_accuracy", measured->next_token_accuracy},
+                 {"top1_agreement", measured->top1_agreement},
+                 {"tokens", measured->tokens}};
+    if (measured->tasks)
+        json["tasks"] = {{"accuracy", measured->tasks->accuracy},
+                         {"stderr", number_or_null(measured->tasks->standard_error)}};
+    return json;
+}
+
+Json entry_json(const TournamentEntry& entry) {
+    Json json = {{"id", entry.id}, {"loss_before", entry.loss_before}};
+    json.update(measured_json(entry.after));
+    json["tokens"] = entry.tokens;
+    return json;
 }
 
 Json candidate_json(const Candidate& candidate) {
@@ -49,8 +85,10 @@ Json candidate_json(const Candidate& candidate) {
     json["params"] = candidate.params;
     json["memory"] = to_json(candidate.memory);
     if (!candidate.fit_totals.empty()) json["fits"] = candidate.fit_totals;
+    if (candidate.latency) json["latency"] = *candidate.latency;
     json["predicted"] = predicted_json(candidate.predicted);
     json["measured"] = measured_json(candidate.measured);
+    json["round"] = candidate.round ? Json(*candidate.round) : Json(nullptr);
     json["pareto_predicted"] = candidate.pareto_predicted;
     json["pareto_measured"] = candidate.pareto_measured;
     return json;
@@ -64,20 +102,27 @@ Predicted read_predicted(ObjectReader reader) {
     predicted.base = terms.optional_number("base");
     predicted.layers = terms.optional_number("layers");
     predicted.pairs = terms.optional_number("pairs");
+    predicted.correction = terms.optional_number("correction");
     predicted.width_term = terms.optional_number("width_term");
+    predicted.fitted = terms.optional_number("fitted");
     terms.finish();
     reader.finish();
     return predicted;
 }
 
-Measured read_measured(ObjectReader reader) {
+Measured read_measured(ObjectReader& reader) {
     Measured measured;
     measured.loss = reader.number("loss");
     measured.kl = reader.number("kl");
     measured.next_token_accuracy = reader.number("next_token_accuracy");
     measured.top1_agreement = reader.number("top1_agreement");
     measured.tokens = reader.integer("tokens");
-    reader.finish();
+    if (reader.optional("tasks")) {
+        ObjectReader tasks = reader.object("tasks");
+        measured.tasks = {.accuracy = tasks.number("accuracy"),
+                          .standard_error = tasks.optional_number("stderr")};
+        tasks.finish();
+    }
     return measured;
 }
 
@@ -95,6 +140,16 @@ std::map<int64_t, int64_t> read_widths(ObjectReader& reader) {
         widths[std::stoll(key)] = width.get<int64_t>();
     }
     return widths;
+}
+
+TournamentEntry read_entry(ObjectReader reader) {
+    TournamentEntry entry;
+    entry.id = reader.text("id");
+    entry.loss_before = reader.number("loss_before");
+    entry.after = read_measured(reader);
+    entry.tokens = std::exchange(entry.after.tokens, 0);
+    reader.finish();
+    return entry;
 }
 
 Candidate read_candidate(ObjectReader reader) {
@@ -116,8 +171,14 @@ Candidate read_candidate(ObjectReader reader) {
     candidate.params = reader.integer("params");
     candidate.memory = read_memory(reader.object("memory"));
     if (reader.optional("fits")) candidate.fit_totals = reader.integers("fits");
+    candidate.latency = reader.optional_number("latency");
     candidate.predicted = read_predicted(reader.object("predicted"));
-    if (reader.optional("measured")) candidate.measured = read_measured(reader.object("measured"));
+    if (reader.optional("measured")) {
+        ObjectReader measured = reader.object("measured");
+        candidate.measured = read_measured(measured);
+        measured.finish();
+    }
+    if (reader.optional("round")) candidate.round = reader.integer("round");
     candidate.pareto_predicted = reader.boolean("pareto_predicted", false);
     candidate.pareto_measured = reader.boolean("pareto_measured", false);
     reader.finish();
@@ -151,6 +212,17 @@ FrontierPoint read_frontier_point(ObjectReader reader) {
     return point;
 }
 
+SearchRound read_round(ObjectReader reader) {
+    SearchRound round;
+    round.measured = reader.integer("measured");
+    round.fresh = reader.integer("new");
+    round.best = reader.text("best");
+    round.best_cost = reader.number("best_cost");
+    round.rank_correlation = reader.optional_number("rank_correlation");
+    reader.finish();
+    return round;
+}
+
 void read_head(ObjectReader& reader, SearchResult& result) {
     result.provenance = reader.header(kSearchFormat);
     result.status = reader.text("status");
@@ -171,6 +243,11 @@ void read_head(ObjectReader& reader, SearchResult& result) {
     result.teacher_pattern = teacher.text("pattern");
     result.teacher_params = teacher.integer("params");
     result.teacher_memory = read_memory(teacher.object("memory"));
+    if (teacher.optional("measured")) {
+        ObjectReader measured = teacher.object("measured");
+        result.teacher_measured = read_measured(measured);
+        measured.finish();
+    }
     teacher.finish();
 }
 
@@ -206,10 +283,19 @@ std::string search_json(const SearchResult& result) {
     json["teacher"] = {{"pattern", result.teacher_pattern},
                        {"params", result.teacher_params},
                        {"memory", to_json(result.teacher_memory)}};
+    if (result.teacher_measured) json["teacher"]["measured"] = measured_json(result.teacher_measured);
     json["candidates"] = Json::array();
     for (const Candidate& candidate : result.candidates)
         json["candidates"].push_back(candidate_json(candidate));
     json["best"] = result.best;
+    json["finalists"] = result.finalists;
+    json["rounds"] = Json::array();
+    for (const SearchRound& round : result.rounds)
+        json["rounds"].push_back({{"measured", round.measured},
+                                  {"new", round.fresh},
+                                  {"best", round.best},
+                                  {"best_cost", round.best_cost},
+                                  {"rank_correlation", number_or_null(round.rank_correlation)}});
     json["frontier"] = Json::array();
     for (const FrontierPoint& point : result.frontier)
         json["frontier"].push_back({{"total", point.total},
@@ -224,6 +310,8 @@ std::string search_json(const SearchResult& result) {
                      {"seconds", number_or_null(result.seconds)}};
     json["compositions"] = result.compositions;
     json["rank_correlation"] = number_or_null(result.rank_correlation);
+    for (const TournamentEntry& entry : result.tournament) json["tournament"].push_back(entry_json(entry));
+    if (result.type_corrections) json["type_corrections"] = type_corrections_json(*result.type_corrections);
     return pretty(json);
 }
 
@@ -235,11 +323,23 @@ SearchResult read_search(const std::filesystem::path& path) {
     reader.each("candidates",
                 [&](ObjectReader candidate) { result.candidates.push_back(read_candidate(candidate)); });
     result.best = reader.text("best");
+    if (const Json* finalists = reader.optional("finalists"))
+        for (const Json& id : *finalists) {
+            if (!id.is_string()) reader.fail("finalists: expected candidates' ids");
+            result.finalists.push_back(id.get<std::string>());
+        }
+    if (reader.optional("rounds"))
+        reader.each("rounds", [&](ObjectReader round) { result.rounds.push_back(read_round(round)); });
     reader.each("frontier",
                 [&](ObjectReader point) { result.frontier.push_back(read_frontier_point(point)); });
     read_proof(reader.object("proof"), result);
     result.compositions = reader.integer("compositions", 0);
     result.rank_correlation = reader.optional_number("rank_correlation");
+    if (reader.optional("tournament"))
+        reader.each("tournament",
+                    [&](ObjectReader entry) { result.tournament.push_back(read_entry(entry)); });
+    if (reader.optional("type_corrections"))
+        result.type_corrections = read_type_corrections(reader.object("type_corrections"), result.objective);
     reader.finish();
     for (const Candidate& candidate : result.candidates)
         if (candidate.fit_totals.size() != result.constraints.size())

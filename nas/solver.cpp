@@ -58,6 +58,7 @@ void add_free(Solution& solution, Student student) {
 Solution solve(const Space& space, const Limits& limits) {
     Solution solution;
     solution.smallest_total = solution.smallest_params = std::numeric_limits<int64_t>::max();
+    solution.smallest_seconds = std::numeric_limits<double>::infinity();
     std::vector<Student> all;
     std::vector<TradeOff> trade_offs;
     space.for_each([&](const Point& point) {
@@ -66,6 +67,8 @@ Solution solve(const Space& space, const Limits& limits) {
         trade_offs.push_back({.total = student.total, .value = student.value});
         solution.smallest_total = std::min(solution.smallest_total, student.total);
         solution.smallest_params = std::min(solution.smallest_params, student.params);
+        if (limits.seconds)
+            solution.smallest_seconds = std::min(solution.smallest_seconds, space.seconds(point));
         if (!space.within(limits, point)) return;
         if (!solution.optimum || better(student, *solution.optimum)) solution.optimum = student;
         if (is_maximal(space, limits, point)) solution.maximal.push_back(student);

@@ -26,8 +26,9 @@ struct Solution {
     // The Pareto set of (total, value) over the whole space, ascending total: the optimum of every byte
     // budget.
     std::vector<Student> frontier;
-    // The least total and the least parameters of any student, whatever the limits.
+    // The least total, the least parameters and the least latency of any student, whatever the limits.
     int64_t smallest_total = 0, smallest_params = 0;
+    double smallest_seconds = 0;
 };
 
 // Puts a student from outside the space on the list and on the frontier, where it beats what stands there.

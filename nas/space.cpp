@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 namespace minipuzzle::nas {
 
@@ -208,6 +209,7 @@ int64_t budget_of(const SearchOptions& options, const Fit& fit) {
 Limits limits_of(const SearchOptions& options) {
     Limits limits;
     if (options.mem_budget >= 0) limits.bytes = options.mem_budget;
+    limits.seconds = options.max_latency;
     limits.params = options.max_params;
     for (const Fit& fit : options.fits) limits.fits.push_back(budget_of(options, fit));
     return limits;
@@ -239,6 +241,10 @@ Space::Space(const Architecture& teacher, const Surrogate& surrogate, const Sear
                 if (has_layer(dropped, layer)) cost += *surrogate.cost[static_cast<std::size_t>(layer)];
             axis.cost.push_back(cost);
         }
+        for (std::size_t d = 0; surrogate.type_corrections && d < axis.cost.size(); ++d)
+            axis.correction.push_back(
+                surrogate.type_corrections->cost(type, axis.cost[d], static_cast<int64_t>(d), axis.layers) -
+                axis.cost[d]);
     }
     pairs_ = uses_pairs(surrogate, options.predictor);
     if (pairs_) tabulate_pairs();
@@ -247,7 +253,8 @@ Space::Space(const Architecture& teacher, const Surrogate& surrogate, const Sear
         StudentPlan sizes;
         sizes.ffn_width = width.narrowed;
         sizes.mamba_heads_per_group = mamba_heads_;
-        tabulate(student_architecture(teacher, sizes), workloads);
+        tabulate(student_architecture(teacher, sizes), workloads,
+                 options.latency ? &*options.latency : nullptr);
     }
 }
 
@@ -260,8 +267,10 @@ void Space::for_each_kept(const Architecture& sized, LayerType type, Keep keep) 
     for (std::size_t d = axis.order.size(); d-- > 0;) keep(d, axis.order[d]);
 }
 
-void Space::tabulate(const Architecture& sized, const std::vector<Workload>& workloads) {
+void Space::tabulate(const Architecture& sized, const std::vector<Workload>& workloads,
+                     const LatencyTable* latency) {
     outer_params_ = outer_parameters(sized);
+    outer_seconds_ = latency ? latency->outer : 0;
     for (std::size_t w = 0; w < workloads.size(); ++w) {
         const LayerMemory memory = layer_memory(sized, workloads[w]);
         outer_units_[w] = memory.outer;
@@ -278,11 +287,16 @@ void Space::tabulate(const Architecture& sized, const std::vector<Workload>& wor
     for (const LayerType type : kLayerTypes) {
         Axis& axis = axes_[static_cast<std::size_t>(type)];
         std::vector<int64_t> params(axis.order.size() + 1, 0);
+        std::vector<double> seconds(axis.order.size() + 1, 0);
         int64_t kept = 0;
+        double kept_seconds = 0;
         for_each_kept(sized, type, [&](std::size_t d, int64_t layer) {
-            params[d] = kept += parameters(sized, sized.layers[static_cast<std::size_t>(layer)]);
+            const Layer& sizes = sized.layers[static_cast<std::size_t>(layer)];
+            params[d] = kept += parameters(sized, sizes);
+            seconds[d] = kept_seconds += latency ? latency->seconds(sizes) : 0;
         });
         axis.kept_params.push_back(std::move(params));
+        axis.kept_seconds.push_back(std::move(seconds));
     }
 }
 
@@ -306,13 +320,20 @@ bool Space::within(const Limits& limits, const Point& point) const {
     if (limits.bytes && memory(point).total() > *limits.bytes) return false;
     for (std::size_t fit = 0; fit < limits.fits.size(); ++fit)
         if (fit_total(fit, point) > limits.fits[fit]) return false;
-    return true;
+    return !limits.seconds || seconds(point) <= *limits.seconds;
 }
 
 int64_t Space::params(const Point& point) const {
     int64_t sum = outer_params_;
     for (std::size_t t = 0; t < kTypes; ++t)
         sum += axes_[t].kept_params[point.width][static_cast<std::size_t>(point.dropped[t])];
+    return sum;
+}
+
+double Space::seconds(const Point& point) const {
+    double sum = outer_seconds_;
+    for (std::size_t t = 0; t < kTypes; ++t)
+        sum += axes_[t].kept_seconds[point.width][static_cast<std::size_t>(point.dropped[t])];
     return sum;
 }
 
@@ -359,7 +380,13 @@ Predicted Space::additive(const Point& point) const {
         layers += axes_[t].cost[static_cast<std::size_t>(point.dropped[t])];
     const std::size_t ffn = static_cast<std::size_t>(LayerType::ffn);
     const bool has_ffn = axes_[ffn].layers > point.dropped[ffn];
-    return combine(surrogate_, layers, has_ffn ? widths_[point.width].term : std::optional(0.0));
+    Predicted predicted =
+        combine(surrogate_, layers, has_ffn ? widths_[point.width].term : std::optional(0.0));
+    if (!surrogate_.type_corrections) return predicted;
+    double correction = 0;
+    for (std::size_t t = 0; t < kTypes; ++t)
+        correction += axes_[t].correction[static_cast<std::size_t>(point.dropped[t])];
+    return corrected(std::move(predicted), correction);
 }
 
 double Space::value(const Point& point) const {

@@ -43,7 +43,8 @@ std::vector<int64_t> kept_choices(const Surrogate& surrogate, const Architecture
 // What a student may take at most.
 struct Limits {
     std::optional<int64_t> bytes, params;
-    std::vector<int64_t> fits = {};  // bytes at each of SearchOptions::fits
+    std::vector<int64_t> fits = {};      // bytes at each of SearchOptions::fits
+    std::optional<double> seconds = {};  // by the latency table
 };
 // Error usage where a fit has no budget.
 Limits limits_of(const SearchOptions& options);
@@ -68,6 +69,8 @@ class Space {
     std::size_t fits() const { return outer_units_.size() - 1; }
     bool within(const Limits& limits, const Point& point) const;
     int64_t params(const Point& point) const;
+    // By the options' latency table; 0 without one.
+    double seconds(const Point& point) const;
     Predicted predicted(const Point& point) const;
     // Of predicted(), to the last bit but one: with pairs from tables.
     double value(const Point& point) const;
@@ -97,12 +100,14 @@ class Space {
     struct Axis {
         int64_t layers = 0;
         std::vector<int64_t> order, choices;
-        std::vector<double> cost;
+        std::vector<double> cost, correction;  // correction: what corrections add to it
         // [workload][width][d], of the layers kept; workload 0 is the search's, k + 1 the k-th fit's.
         std::vector<std::vector<std::vector<MemoryUnits>>> kept_units;
         std::vector<std::vector<int64_t>> kept_params;  // [width][d]
+        std::vector<std::vector<double>> kept_seconds;  // [width][d]
     };
-    void tabulate(const Architecture& sized, const std::vector<Workload>& workloads);
+    void tabulate(const Architecture& sized, const std::vector<Workload>& workloads,
+                  const LatencyTable* latency);
     // Calls keep(d, layer) for the layers of a type from the ones always kept to the first of the order: the
     // layer is kept by every student that drops at most d of the type.
     template <class Keep>
@@ -119,6 +124,7 @@ class Space {
     std::vector<MemoryUnits> outer_units_;  // [workload]
     int64_t outer_params_ = 0, buffers_ = 0;
     std::optional<int64_t> mamba_heads_;
+    double outer_seconds_ = 0;
     // [s][t], s <= t: sums of the pairs between the first d dropped of type s and the first e of type t, at
     // d * (layers of t + 1) + e; within a type each pair once.
     std::array<std::array<std::vector<double>, kTypes>, kTypes> pair_sums_;

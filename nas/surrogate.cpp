@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 namespace minipuzzle::nas {
 
@@ -119,9 +120,39 @@ bool uses_pairs(const Surrogate& surrogate, Predictor predictor) {
     return known && predictor != Predictor::additive;
 }
 
+namespace {
+
+// What the corrections of all types add, by type and in drop order as in Space, so that both give the same
+// bits.
+double type_correction(const Surrogate& surrogate, const Architecture& teacher, const StudentPlan& plan) {
+    double correction = 0;
+    for (const LayerType type : kLayerTypes) {
+        double sum = 0;
+        int64_t dropped = 0;
+        for (const int64_t layer : drop_order(surrogate, teacher, type)) {
+            if (!plan.drops(layer)) continue;
+            sum += *surrogate.cost[static_cast<std::size_t>(layer)];
+            ++dropped;
+        }
+        correction += surrogate.type_corrections->cost(type, sum, dropped, teacher.count(type)) - sum;
+    }
+    return correction;
+}
+
+}  // namespace
+
+Predicted corrected(Predicted predicted, double correction) {
+    predicted.correction = correction;
+    predicted.value += correction;
+    if (predicted.loss) predicted.loss = predicted.value;
+    return predicted;
+}
+
 Predicted predict_with(Predictor predictor, const Surrogate& surrogate, const Architecture& teacher,
                        const StudentPlan& plan) {
     Predicted predicted = predict_additive(surrogate, teacher, plan);
+    if (surrogate.type_corrections)
+        return corrected(std::move(predicted), type_correction(surrogate, teacher, plan));
     if (!uses_pairs(surrogate, predictor)) return predicted;
     predicted.pairs = surrogate.interactions->pairs(plan.drop);
     predicted.value += *predicted.pairs;
@@ -130,6 +161,9 @@ Predicted predict_with(Predictor predictor, const Surrogate& surrogate, const Ar
 }
 
 Predicted predict(const Surrogate& surrogate, const Architecture& teacher, const StudentPlan& plan) {
+    if (surrogate.type_corrections)
+        return corrected(predict_additive(surrogate, teacher, plan),
+                         type_correction(surrogate, teacher, plan));
     Predicted predicted = predict_with(Predictor::automatic, surrogate, teacher, plan);
     if (!surrogate.interactions || !surrogate.interactions->fitted()) return predicted;
     predicted.correction = surrogate.interactions->correction(plan.drop);

@@ -8,15 +8,17 @@
 
 #include "nas/interactions.h"
 #include "nas/search.h"
+#include "nas/type_corrections.h"
 
 namespace minipuzzle::nas {
 
 struct Surrogate {
     Objective objective = Objective::loss_delta;
-    std::optional<double> base;                // the base loss; null for objectives that start at 0
-    std::vector<std::optional<double>> cost;   // per teacher layer; null: never dropped
-    std::map<int64_t, double> width_terms;     // ffn width -> cost, from ffn_width_curve
-    std::optional<Interactions> interactions;  // with objective loss_delta and pairs in the scores
+    std::optional<double> base;                       // the base loss; null for objectives that start at 0
+    std::vector<std::optional<double>> cost;          // per teacher layer; null: never dropped
+    std::map<int64_t, double> width_terms;            // ffn width -> cost, from ffn_width_curve
+    std::optional<Interactions> interactions;         // with objective loss_delta and pairs in the scores
+    std::optional<TypeCorrections> type_corrections;  // with any other objective, where they are asked for
 };
 // Fits the interactions, too: deterministic, from the table alone.
 Surrogate make_surrogate(const ScoreTable& scores, Objective objective);
@@ -38,6 +40,9 @@ std::optional<double> layer_width_term(const Surrogate& surrogate, const Archite
 // Puts the terms together: the one place that adds them.
 Predicted combine(const Surrogate& surrogate, double layers, std::optional<double> width);
 
+// The same with what corrections add to the sum: `value` and, where it is there, `loss` contain it.
+Predicted corrected(Predicted predicted, double correction);
+
 // The additive prediction for any plan. Error bad_input where it drops a layer without a score.
 Predicted predict_additive(const Surrogate& surrogate, const Architecture& teacher, const StudentPlan& plan);
 
@@ -45,12 +50,14 @@ Predicted predict_additive(const Surrogate& surrogate, const Architecture& teach
 // none.
 bool uses_pairs(const Surrogate& surrogate, Predictor predictor);
 
-// The prediction that a search minimises: the additive one, with the measured pairs where uses_pairs(). What
+// The prediction that a search minimises: the additive one, corrected by type where
+// corrections are given, else with the measured pairs where uses_pairs(). What
 // larger removals add is left out: no exact solver reaches it. Errors alike.
 Predicted predict_with(Predictor predictor, const Surrogate& surrogate, const Architecture& teacher,
                        const StudentPlan& plan);
 
-// The prediction for any plan, with interactions where they are known, else the additive one. Errors alike.
+// The prediction for any plan, with interactions or corrections where they are known, else the additive one.
+// Errors alike.
 Predicted predict(const Surrogate& surrogate, const Architecture& teacher, const StudentPlan& plan);
 
 }  // namespace minipuzzle::nas

@@ -43,23 +43,58 @@ void claims_of_scores(const ScoreTable& table, std::vector<std::string>& out) {
 void claims_of_search(const nas::SearchResult& search, std::vector<std::string>& out) {
     const bool measured = search.status == "measured";
     const std::string objective(name(search.objective));
-    out.push_back(
-        measured
-            ? fmt::format("\u201cBest\u201d is the candidate with the {} among those that were measured; "
-                          "candidates that were not measured may be better.",
-                          selection_of(search).words)
-            : "No student was run: every quality figure of a student is a <b>prediction</b>, and "
-              "\u201cbest\u201d means lowest predicted value only.");
-    out.push_back(fmt::format(
-        "The predictor adds up the {} of the dropped layers{}. It takes the layers as independent, "
-        "which they are not.",
-        objective,
-        search.objective == Objective::loss_delta
-            ? " and what narrower FFNs cost, on top of the teacher\u2019s loss"
-            : " and what narrower FFNs cost where that is known"));
+    if (!search.tournament.empty())
+        out.push_back(
+            fmt::format("\u201cBest\u201d is the winner of a tournament: {} measured students were distilled "
+                        "on {} tokens each, "
+                        "and the one with the {} afterwards was taken.",
+                        search.tournament.size(), count_text(search.tournament.front().tokens),
+                        selection_of(search).words));
+    else if (measured)
+        out.push_back(
+            fmt::format("\u201cBest\u201d is the candidate with the {} among those that were measured; "
+                        "candidates that were not measured may be better.",
+                        selection_of(search).words));
+    else
+        out.push_back(
+            "No student was run: every quality figure of a student is a <b>prediction</b>, and "
+            "\u201cbest\u201d means lowest predicted value only.");
+    if (search.predictor == nas::Predictor::pairs)
+        out.push_back(
+            "The predictor adds up what the dropped layers cost one by one and what each two of them cost "
+            "beyond "
+            "that, on top of the teacher\u2019s loss; what three and more mean for each other it leaves "
+            "out.");
+    else
+        out.push_back(fmt::format(
+            "The predictor adds up the {} of the dropped layers{}. It takes the layers as independent, "
+            "which they are not.",
+            objective,
+            search.objective == Objective::loss_delta
+                ? " and what narrower FFNs cost, on top of the teacher\u2019s loss"
+                : " and what narrower FFNs cost where that is known"));
+    if (!search.rounds.empty())
+        out.push_back(
+            fmt::format("Students were measured in {} round{}: what was measured was fitted, and the fit "
+                        "proposed the next "
+                        "ones.",
+                        search.rounds.size(), search.rounds.size() == 1 ? "" : "s"));
+    if (const double shift = prediction_shift(search); shift != 0)
+        out.push_back(fmt::format(
+            "The teacher\u2019s own loss is {} on the search\u2019s text and {} on the scores\u2019; "
+            "predicted losses "
+            "are shown raised by the difference, {}, so that they can stand beside measured ones.",
+            fixed_text(search.teacher_measured->loss, 4),
+            fixed_text(search.teacher_measured->loss - shift, 4), fixed_text(shift, 4)));
+    if (search.type_corrections)
+        out.push_back(
+            fmt::format("Sums of a layer type are corrected for how much more many layers cost than one, as "
+                        "measured on {} "
+                        "with {} random sets of layers.",
+                        escape(search.type_corrections->origin), search.type_corrections->sets));
     const std::string considered =
         search.compositions > 0 ? fmt::format("of {} compositions ", grouped(search.compositions)) : "";
-    if (search.gap == 0)
+    if (search.proven && search.gap == 0)
         out.push_back(
             fmt::format("The search is exact: {}no student within the limits asked for has a lower predicted "
                         "value than {}. "
@@ -91,6 +126,9 @@ void claims_of_search(const nas::SearchResult& search, std::vector<std::string>&
         grouped(load.context), grouped(load.batch),
         load.weights_as_in_file ? "as in the file" : std::string(nas::name(load.weights)), nas::name(load.kv),
         nas::name(load.ssm), nas::name(load.conv), memory_text(load.buffers)));
+    if (load.prefill_chunk > 0)
+        out.back() += fmt::format(" A prefill of {} tokens a sequence at a time has its workspace in it.",
+                                  grouped(load.prefill_chunk));
 }
 
 }  // namespace

@@ -61,7 +61,7 @@ std::optional<EvaluationFile> read_evaluation(const Found& file, SourceFile& sou
     const Json json = read_json(file.path);
     ObjectReader reader(json, file.path.string());
     source.provenance = reader.header("minipuzzle.eval/1");
-    if (reader.has("students") || reader.has("tasks")) return std::nullopt;
+    if (reader.has("students") || !reader.has("loss")) return std::nullopt;
     EvaluationFile evaluation;
     evaluation.name = file.path.stem().string();
     evaluation.model = reader.model("model");

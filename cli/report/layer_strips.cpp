@@ -15,8 +15,13 @@ std::vector<const nas::Candidate*> drawn_candidates(const nas::SearchResult& sea
     std::vector<const nas::Candidate*> order;
     for (const nas::Candidate& candidate : search.candidates) order.push_back(&candidate);
     const bool larger = selection_of(search).larger_is_better;
+    const auto place = [&](const nas::Candidate* candidate) {
+        if (candidate->id == search.best) return std::ptrdiff_t{-1};
+        const auto& ids = search.finalists;
+        return std::find(ids.begin(), ids.end(), candidate->id) - ids.begin();
+    };
     const auto before = [&](const nas::Candidate* a, const nas::Candidate* b) {
-        if ((a->id == search.best) != (b->id == search.best)) return a->id == search.best;
+        if (place(a) != place(b)) return place(a) < place(b);
         if (a->measured.has_value() != b->measured.has_value()) return a->measured.has_value();
         if (!a->measured) return false;  // the file's order is the prediction's
         const double left = selected_value(*a->measured, search.select_by);
@@ -30,7 +35,7 @@ std::vector<const nas::Candidate*> drawn_candidates(const nas::SearchResult& sea
 
 namespace {
 
-constexpr double kStripWidth = 430, kCellHeight = 15;
+constexpr double kStripWidth = 590, kCellHeight = 15;
 
 // One path per type keeps a strip of 118 layers under 2 KB.
 std::string strip(const std::string& pattern, const std::vector<int64_t>& drop, const std::string& css_class,
@@ -62,9 +67,9 @@ std::string layer_list(const std::vector<int64_t>& layers) {
     return text;
 }
 
-// Which optional columns the table has, and the decimals of the predicted values.
+// Whether there is anything measured, and the decimals of the predicted values.
 struct Shape {
-    bool measured = false, widths = false;
+    bool measured = false;
     int decimals = 4;
 };
 
@@ -73,7 +78,6 @@ Shape shape_of(const nas::SearchResult& search) {
     std::vector<double> values;
     for (const nas::Candidate& candidate : search.candidates) {
         shape.measured |= candidate.measured.has_value();
-        shape.widths |= candidate.ffn_width > 0;
         values.push_back(candidate.predicted.value);
     }
     shape.decimals = search.objective == Objective::loss_delta ? 4 : decimals_for(values);
@@ -87,10 +91,12 @@ Row teacher_row(const nas::SearchResult& search, const Shape& shape) {
     row.cells = {"teacher",
                  strip(pattern, {}, "teacher-strip", fmt::format("Teacher: all {} layers", pattern.size())),
                  counts_text(count('M'), count('-'), count('*'))};
-    if (shape.widths) row.cells.push_back("");
-    row.cells.push_back(count_text(search.teacher_params));
     row.cells.push_back(memory_text(search.teacher_memory.total()));
-    row.cells.resize(row.cells.size() + (shape.measured ? 3 : 1));
+    row.cells.push_back("");
+    if (shape.measured)
+        row.cells.push_back(search.teacher_measured
+                                ? fixed_text(selected_value(*search.teacher_measured, search.select_by), 4)
+                                : "");
     return row;
 }
 
@@ -99,20 +105,21 @@ Row candidate_row(const nas::SearchResult& search, const nas::Candidate& candida
     Row row{.cells = {}, .css_class = best ? "best" : ""};
     const std::string label =
         fmt::format("Candidate {} drops layers {}", candidate.id, layer_list(candidate.plan.drop));
-    row.cells = {escape(candidate.id) + (best ? " <b class=\"star\">\u2605</b>" : ""),
+    const bool finalist =
+        std::find(search.finalists.begin(), search.finalists.end(), candidate.id) != search.finalists.end();
+    row.cells = {escape(candidate.id) + (best       ? " <b class=\"star\">\u2605</b>"
+                                         : finalist ? " <b class=\"star\">\u2606</b>"
+                                                    : ""),
                  fmt::format("<div title=\"{}\">{}</div>", escape(label),
                              strip(search.teacher_pattern, candidate.plan.drop, "strip", label)),
                  counts_text(candidate.mamba, candidate.ffn, candidate.attention)};
-    if (shape.widths) row.cells.push_back(grouped(candidate.ffn_width));
-    row.cells.push_back(count_text(candidate.params));
     row.cells.push_back(fmt::format("<span title=\"{}\">{}</span>", exact_bytes(candidate.memory.total()),
                                     memory_text(candidate.memory.total())));
-    row.cells.push_back(fixed_text(candidate.predicted.value, shape.decimals));
-    if (shape.measured) {
-        const auto& figure = candidate.measured;
-        row.cells.push_back(figure ? fixed_text(figure->loss, 4) : "\u2013");
-        row.cells.push_back(figure ? fixed_text(figure->kl, 4) : "\u2013");
-    }
+    row.cells.push_back(fixed_text(candidate.predicted.value + prediction_shift(search), shape.decimals));
+    if (shape.measured)
+        row.cells.push_back(candidate.measured
+                                ? fixed_text(selected_value(*candidate.measured, search.select_by), 4)
+                                : "\u2013");
     return row;
 }
 
@@ -122,9 +129,8 @@ std::string layer_strips(const nas::SearchResult& search) {
     const Shape shape = shape_of(search);
     std::vector<Column> columns = {
         {"candidate", CellKind::text}, {"layers kept, in depth order", CellKind::text}, {"kept"}};
-    if (shape.widths) columns.push_back({"FFN width"});
-    columns.insert(columns.end(), {{"params"}, {"memory"}, {"predicted"}});
-    if (shape.measured) columns.insert(columns.end(), {{"loss"}, {"KL"}});
+    columns.insert(columns.end(), {{"memory"}, {"predicted"}});
+    if (shape.measured) columns.push_back({selection_word(search.select_by)});
     std::vector<Row> rows = {teacher_row(search, shape)};
     for (const nas::Candidate* candidate : drawn_candidates(search))
         rows.push_back(candidate_row(search, *candidate, shape));

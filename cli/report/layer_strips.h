@@ -10,11 +10,12 @@ namespace minipuzzle::report {
 
 inline constexpr std::size_t kMostStrips = 30;
 
-// The candidates that are drawn, at most kMostStrips: the best, then the measured ones from good to bad, then
-// the rest by prediction.
+// The candidates that are drawn, at most kMostStrips: the best, the other finalists, then the measured ones
+// from good to bad, then the rest by prediction.
 std::vector<const nas::Candidate*> drawn_candidates(const nas::SearchResult& search);
 
-// A table: name, strip, counts, sizes, predicted and measured figures; the teacher stands in the first row.
+// A table: name, strip, counts, memory, prediction, the chosen measurement; the teacher stands in the first
+// row.
 std::string layer_strips(const nas::SearchResult& search);
 
 }  // namespace minipuzzle::report

@@ -20,7 +20,8 @@ constexpr Part kParts[] = {{"weights", "weights", &nas::Memory::weights},
                            {"kv", "KV cache", &nas::Memory::kv},
                            {"ssm", "SSM state", &nas::Memory::ssm},
                            {"conv", "conv state", &nas::Memory::conv},
-                           {"buffers", "buffers", &nas::Memory::buffers}};
+                           {"buffers", "buffers", &nas::Memory::buffers},
+                           {"workspace", "prefill workspace", &nas::Memory::workspace}};
 
 constexpr double kLeft = 118, kBarWidth = 830, kBarHeight = 34, kPitch = 52, kTop = 26;
 

@@ -6,6 +6,7 @@
 
 #include "cli/report/agreement_matrix.h"
 #include "cli/report/claims.h"
+#include "cli/report/finalists_table.h"
 #include "cli/report/frontier_chart.h"
 #include "cli/report/html.h"
 #include "cli/report/importance_chart.h"
@@ -13,6 +14,7 @@
 #include "cli/report/loss_curve.h"
 #include "cli/report/memory_chart.h"
 #include "cli/report/pair_map.h"
+#include "cli/report/prediction_scatter.h"
 #include "cli/report/removal_chart.h"
 #include "cli/report/results_table.h"
 #include "cli/report/style.h"
@@ -147,20 +149,47 @@ std::string analysis_sections(const ReportInputs& inputs) {
     return out;
 }
 
+std::string finalists_words(const nas::SearchResult& search) {
+    if (!search.tournament.empty())
+        return fmt::format(
+            "Every figure that is known of them, measured as cut; \u201cdistilled\u201d is the loss "
+            "after the tournament\u2019s {} tokens of distillation.",
+            count_text(search.tournament.front().tokens));
+    return search.status == "measured"
+               ? "Every figure that is known of them, the best first, measured as cut, not yet distilled."
+               : "Every figure that is known of them, the best predicted first.";
+}
+
 std::string search_sections(const ReportInputs& inputs) {
     if (!inputs.search) return "";
     const nas::SearchResult& search = *inputs.search;
     const std::size_t drawn = drawn_candidates(search).size();
+    const bool measured = search.status == "measured";
     std::string out = section(
         "What memory buys",
-        "The line is exact for the predictor: at every budget the lowest predicted value that any student "
-        "reaches. Marks are the candidates; left and low is better.",
+        std::string(
+            "The line of predictions is exact: at every budget the lowest value that keeping the best "
+            "of each layer type reaches. Marks are the candidates.") +
+            (measured ? " The line of measurements joins the best of those that were measured." : ""),
         frontier_chart(search));
-    out += section(
-        "The candidates",
-        fmt::format("{} of {}, the best first, then {}. A coloured cell is a layer that stays.", drawn,
-                    search.candidates.size(), search.status == "measured" ? "as measured" : "as predicted"),
-        layer_strips(search));
+    if (const std::string figure = prediction_scatter(search); !figure.empty())
+        out += section(
+            "Predicted against measured",
+            comparable(search)
+                ? "One dot a measured candidate. On the dashed line prediction and measurement agree; "
+                  "the rank correlation says how far they put the candidates in the same order."
+                : "One dot a measured candidate; the two axes have different units, so that their order "
+                  "alone can agree.",
+            figure);
+    out += section(!search.finalists.empty() ? "The finalists" : "The first candidates",
+                   finalists_words(search), finalists_table(search));
+    out +=
+        section("The candidates, layer by layer",
+                fmt::format("{} of {}: the best (\u2605), {}then {}. A coloured cell is a layer that stays.",
+                            drawn, search.candidates.size(),
+                            search.finalists.size() > 1 ? "the other finalists (\u2606), " : "",
+                            measured ? "as measured" : "as predicted"),
+                layer_strips(search));
     out += section("Where the memory goes",
                    "Bytes in use at the chosen context and batch, teacher against student.",
                    memory_chart(search));

@@ -39,8 +39,9 @@ figure{margin:6px 0 0}
 .swatch.unknown{background:none;border:1.5px dashed var(--soft)}
 .swatch.cut{background:linear-gradient(165deg,var(--soft) 32%,transparent 32% 44%,var(--soft) 44% 56%,transparent 56% 68%,var(--soft) 68%)}
 .swatch.crossed{background:linear-gradient(45deg,transparent 43%,var(--ink) 43% 57%,transparent 57%),linear-gradient(135deg,transparent 43%,var(--ink) 43% 57%,transparent 57%);width:9px;height:9px}
-.swatch.weights{background:var(--weights)}.swatch.kv{background:var(--kv)}.swatch.ssm{background:var(--ssm)}.swatch.conv{background:var(--conv)}.swatch.buffers{background:var(--buffers)}
+.swatch.weights{background:var(--weights)}.swatch.kv{background:var(--kv)}.swatch.ssm{background:var(--ssm)}.swatch.conv{background:var(--conv)}.swatch.buffers,.swatch.workspace{background:var(--buffers)}
 .swatch.frontier{height:3px;width:20px;border-radius:0;background:var(--accent)}
+.swatch.of-measured{background:var(--mamba)}
 .swatch.predicted{border-radius:50%;background:none;border:2px solid var(--predicted);width:11px;height:11px}
 .swatch.measured{border-radius:50%;background:var(--mamba);width:10px;height:10px}
 .swatch.ring{border-radius:50%;background:none;border:2px solid var(--accent);width:14px;height:14px}
@@ -64,14 +65,14 @@ svg .budget-label{fill:var(--budget)}
 .break{fill:var(--card)}.interval{stroke:var(--ink);stroke-width:1.2}
 .cross{stroke:var(--ink);stroke-width:1.5;fill:none}
 .cell.gone{fill:var(--gone)}
-.frontier{fill:none;stroke:var(--accent);stroke-width:2}
+.frontier{fill:none;stroke:var(--accent);stroke-width:2}.frontier.of-measured{stroke:var(--mamba);stroke-width:1.6}
 .predicted{fill:var(--card);fill-opacity:.6;stroke:var(--predicted);stroke-width:1.4}
 .measured{fill:var(--mamba);stroke:var(--card);stroke-width:.8}
-.link{stroke:var(--predicted);stroke-opacity:.45}
+.predicted.paired{stroke-opacity:.45}.identity{stroke:var(--predicted);stroke-width:1.4;stroke-dasharray:5 4}
 .ring{fill:none;stroke:var(--accent);stroke-width:2}
 .teacher-mark{fill:var(--ink);stroke:var(--card)}
 line.budget{stroke:var(--budget);stroke-width:1.6;stroke-dasharray:6 4}
-.memory.weights{fill:var(--weights)}.memory.kv{fill:var(--kv)}.memory.ssm{fill:var(--ssm)}.memory.conv{fill:var(--conv)}.memory.buffers{fill:var(--buffers)}
+.memory.weights{fill:var(--weights)}.memory.kv{fill:var(--kv)}.memory.ssm{fill:var(--ssm)}.memory.conv{fill:var(--conv)}.memory.buffers,.memory.workspace{fill:var(--buffers)}
 svg .on-bar{fill:var(--on-bar);font-weight:600}
 polyline{fill:none;stroke-linejoin:round}
 .loss{stroke:var(--loss)}.kl-term{stroke:var(--kl-term)}.ce-term{stroke:var(--ce-term)}.feature-term{stroke:var(--feature-term)}.width-line{stroke:var(--ffn)}

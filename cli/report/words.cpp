@@ -71,11 +71,29 @@ std::string predicted_axis(Objective objective) {
     return {};
 }
 
-std::optional<double> comparable(const nas::Candidate& candidate, Objective objective) {
-    if (!candidate.measured) return std::nullopt;
-    if (objective == Objective::loss_delta) return candidate.measured->loss;
-    if (objective == Objective::kl) return candidate.measured->kl;
-    return std::nullopt;
+bool comparable(const nas::SearchResult& search) {
+    return (search.objective == Objective::loss_delta && search.select_by == "loss") ||
+           (search.objective == Objective::kl && search.select_by == "kl");
+}
+
+double prediction_shift(const nas::SearchResult& search) {
+    if (search.objective != Objective::loss_delta || !search.teacher_measured) return 0;
+    for (const nas::Candidate& candidate : search.candidates)
+        if (candidate.predicted.base) return search.teacher_measured->loss - *candidate.predicted.base;
+    return 0;
+}
+
+std::string selection_word(const std::string& select_by) {
+    if (select_by == "kl") return "KL";
+    return select_by.empty() ? "loss" : select_by;
+}
+
+std::string measured_axis(const std::string& select_by) {
+    if (select_by == "kl") return "KL to the teacher (nats per token)";
+    if (select_by == "accuracy") return "next-token accuracy";
+    if (select_by == "agreement") return "agreement with the teacher";
+    if (select_by == "tasks") return "share of task rows answered rightly";
+    return "loss (nats per token)";
 }
 
 Selection selection_of(const nas::SearchResult& search) {
@@ -83,6 +101,7 @@ Selection selection_of(const nas::SearchResult& search) {
     if (search.select_by == "kl") return {"lowest measured KL to the teacher", false};
     if (search.select_by == "accuracy") return {"highest measured next-token accuracy", true};
     if (search.select_by == "agreement") return {"highest measured agreement with the teacher", true};
+    if (search.select_by == "tasks") return {"highest accuracy on the tasks", true};
     return {"lowest measured loss", false};
 }
 
@@ -90,6 +109,7 @@ double selected_value(const nas::Measured& measured, const std::string& select_b
     if (select_by == "kl") return measured.kl;
     if (select_by == "accuracy") return measured.next_token_accuracy;
     if (select_by == "agreement") return measured.top1_agreement;
+    if (select_by == "tasks" && measured.tasks) return measured.tasks->accuracy;
     return measured.loss;
 }
 

@@ -25,14 +25,21 @@ std::string scale_words(const Scale& scale);
 // What a student's predicted value is: "predicted loss (nats per token)", "sum of hidden-state errors ...".
 std::string predicted_axis(Objective objective);
 
-// The measured figure that may stand on the objective's own axis: loss for loss_delta, kl for kl, else none.
-std::optional<double> comparable(const nas::Candidate& candidate, Objective objective);
+// Whether what `select_by` measures may stand on the objective's own axis: loss for loss_delta, kl for kl.
+bool comparable(const nas::SearchResult& search);
+// What predicted losses are raised by to stand beside measurements: the teacher's own loss on the search's
+// text less that on the scores' text; 0 where the objective has no base or the teacher was not measured.
+double prediction_shift(const nas::SearchResult& search);
 // The measured figure that chose the best candidate, and whether larger is better.
 struct Selection {
     std::string words;  // "lowest measured loss"
     bool larger_is_better = false;
 };
 Selection selection_of(const nas::SearchResult& search);
+// The chosen measurement in a word, for a column: "loss", "KL", "accuracy", "agreement".
+std::string selection_word(const std::string& select_by);
+// The same for an axis: "loss (nats per token)".
+std::string measured_axis(const std::string& select_by);
 double selected_value(const nas::Measured& measured, const std::string& select_by);
 
 // The candidate named by `best`; null where the list does not hold it.

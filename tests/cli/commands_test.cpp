@@ -4,6 +4,7 @@
 #include <map>
 #include <set>
 
+#include "cli/search_text.h"
 #include "nas/memory_model.h"
 #include "runtime/student_plan.h"
 

@@ -78,7 +78,7 @@ TEST_CASE("element sizes: only the sum is rounded up") {
     const Architecture architecture = testing::architecture_of("M-*-M", 13);
     CHECK(memory_of(architecture, workload).weights ==
           bytes_of(ElementType::nvfp4, parameters(architecture)));
-    CHECK_THROWS_AS(parse_element_type("int4"), Error);
+    CHECK_THROWS_AS(parse_element_type("int3"), Error);
     CHECK(parse_element_type("nvfp4") == ElementType::nvfp4);
 }
 

@@ -4,7 +4,6 @@
 
 #include "nas/funnel.h"
 #include "nas/search.h"
-#include "nas/spread.h"
 #include "runtime/rank_correlation.h"
 #include "tests/catch.h"
 #include "tests/nas/instances.h"
@@ -61,12 +60,12 @@ double true_loss(const Problem& problem, const StudentPlan& plan) {
 struct CountingMeasurer {
     const Problem& problem;
     int calls = 0;
-    std::vector<StudentPlan> plans = {};
+    std::vector<StudentPlan> plans = {};  // without the teacher
     std::vector<Measured> operator()(const std::vector<StudentPlan>& asked) {
         ++calls;
         std::vector<Measured> measured;
         for (const StudentPlan& plan : asked) {
-            plans.push_back(plan);
+            if (plan != StudentPlan{}) plans.push_back(plan);
             const double loss = true_loss(problem, plan);
             measured.push_back({.loss = loss,
                                 .kl = loss - 2,
@@ -112,6 +111,8 @@ TEST_CASE("a result written has every key of the example, and reads back as itse
     for (const auto& [key, value] : example["candidates"][0].items())
         CHECK(written["candidates"][0].contains(key));
     CHECK(written["candidates"][0]["predicted"]["terms"]["pairs"].is_null());
+    CHECK(written["rounds"].size() == result.rounds.size());
+    CHECK(written["finalists"][0] == result.best);
 }
 
 TEST_CASE("search results with slips are refused") {
@@ -133,8 +134,8 @@ TEST_CASE("measured search: the best of what was measured, of many compositions"
     CountingMeasurer measurer{problem};
     const SearchResult result = search(problem.teacher, problem.scores, problem.options, std::ref(measurer));
     CHECK(result.status == "measured");
-    CHECK(measurer.calls <= 2);
-    CHECK(measurer.plans.size() == 16);
+    CHECK(measurer.calls <= problem.options.rounds);
+    CHECK(measurer.plans.size() <= 16);
     double best = 1e9;
     for (const StudentPlan& plan : measurer.plans) best = std::min(best, true_loss(problem, plan));
     CHECK(find_candidate(result, "").measured->loss == best);
@@ -152,23 +153,22 @@ TEST_CASE("measured search: the best of what was measured, of many compositions"
     }
     REQUIRE(predicted.candidates.size() > 40);
     CHECK(best < top);  // the sixteen best by prediction all miss it
-    CHECK(best == reachable);
+    // Free students reach below the best of every composition's cheapest layers, or as far.
+    CHECK(best <= reachable);
 }
 
-TEST_CASE("measuring follows select_by, and everything where the pool is small") {
+TEST_CASE("measuring follows select_by") {
     Problem problem;
-    problem.options.measure = 1000;
+    problem.options.measure = 40;
     problem.options.select_by = "accuracy";
     CountingMeasurer measurer{problem};
     const SearchResult result = search(problem.teacher, problem.scores, problem.options, std::ref(measurer));
-    CHECK(measurer.calls == 1);
     CHECK(result.select_by == "accuracy");
     double most = 0;
-    for (const Candidate& student : result.candidates) {
-        REQUIRE(student.measured);
-        most = std::max(most, student.measured->next_token_accuracy);
-    }
+    for (const Candidate& student : result.candidates)
+        if (student.measured) most = std::max(most, student.measured->next_token_accuracy);
     CHECK(find_candidate(result, "").measured->next_token_accuracy == most);
+    CHECK(result.rounds.back().best_cost == -most);
     REQUIRE(result.rank_correlation);
     problem.options.select_by = "luck";
     CHECK_THROWS_WITH(search(problem.teacher, problem.scores, problem.options, nullptr),
@@ -261,24 +261,6 @@ TEST_CASE("rank correlation against hand-made cases") {
     CHECK(*spearman({1, 2, 3, 4, 5}, {2, 1, 4, 3, 5}) == Approx(0.8));    // 1 - 6 * 4 / (5 * 24)
     CHECK(*spearman({1, 1, 2, 3}, {1, 2, 3, 4}) == Approx(0.948683298));  // 4.5 / sqrt(4.5 * 5)
     CHECK_FALSE(spearman({1, 1}, {1, 2}));
-}
-
-TEST_CASE("spreading points and fitting a quadratic") {
-    const std::vector<Composition> line = {{0, 0, 0, 0}, {0.1, 0, 0, 0}, {0.5, 0, 0, 0}, {1, 0, 0, 0}};
-    CHECK(farthest_points(line, {1, 1, 1, 1}, 3) == std::vector<std::size_t>{0, 2, 3});
-    CHECK(farthest_points(line, {1, 1, 1, 0.1}, 2) == std::vector<std::size_t>{0, 2});
-    CHECK(farthest_points(line, {1, 1, 1, 1}, 9).size() == 4);
-
-    std::vector<Composition> points;
-    std::vector<double> targets;
-    const auto truth = [](const Composition& p) { return 1 + 2 * p[0] - p[1] + 3 * p[0] * p[1]; };
-    for (int i = 0; i < 400; ++i) {
-        points.push_back({(i % 20) / 20.0, (i / 20) / 20.0, 0, 0});
-        targets.push_back(truth(points.back()));
-    }
-    const QuadraticFit fit(points, targets);
-    // The ridge of 1 against 400 points shrinks the fit by less than a hundredth of the targets' range (5).
-    CHECK(fit.at({0.35, 0.65, 0, 0}) == Approx(truth({0.35, 0.65, 0, 0})).margin(0.05));
 }
 
 TEST_CASE("a student fits at every workload asked for, and the file says what it takes there") {

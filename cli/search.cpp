@@ -140,6 +140,10 @@ void check_options(const SearchCommand& command) {
         fail_usage("search needs --mem-budget, --fits, --max-params or --max-latency");
     if (!command.data.empty() && command.model.empty())
         fail_usage("--data needs --model: only weights can be measured");
+    if (!command.data.empty() && command.students.mamba_heads)
+        fail_usage(
+            "--mamba-heads with --data: students with fewer heads cannot be measured by this version; leave "
+            "one out");
     if (!command.tasks.empty() && command.data.empty())
         fail_usage("--tasks goes with --data: candidates are measured on both");
     if (command.select_by == "tasks" && command.tasks.empty()) fail_usage("--select-by tasks needs --tasks");

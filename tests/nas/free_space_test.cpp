@@ -223,7 +223,7 @@ TEST_CASE("search lists the best student of all first, with its proof") {
 }
 
 // As deep as the 56B: pairs of layers up to four apart, two limits.
-TEST_CASE("118 layers with pairs in a window are solved to proven optimality") {
+TEST_CASE("118 layers with pairs in a window are solved to proven optimality", "[slow]") {
     Random random(3);
     ChoiceProblem problem;
     problem.fixed = {0, 0};

@@ -119,6 +119,11 @@ CommandResult measure_students(const Measuring& on, const EvalCommand& command, 
     Json rows = Json::array();
     for (std::size_t i = 0; i < students.size(); ++i) {
         check_plan(students[i], architecture, fmt::format("{}:{}", command.plans, i + 1));
+        if (!can_sweep(architecture, students[i]))
+            fail_usage(
+                fmt::format("{}:{}: found mamba_heads_per_group {}, but --plans narrows FFNs only; prune the "
+                            "student and eval its folder",
+                            command.plans, i + 1, *students[i].mamba_heads_per_group));
         rows.push_back({{"drop", students[i].drop}, {"ffn_width", widths_json(students[i])}});
     }
     json["students"] = std::move(rows);

@@ -58,7 +58,8 @@ std::string explain_text(const nas::Explanation& explanation) {
     Table table({"layer", "type", "fate", "loss", "bytes", "loss per MiB", "rank", "against cut", "why"});
     for (const nas::LayerVerdict& layer : explanation.layers)
         table.add({std::to_string(layer.layer), letter_of(layer.type), layer.dropped ? "goes" : "stays",
-                   cell(layer.loss, 6), std::to_string(layer.bytes), cell(layer.loss_per_mib, 6),
+                   cell(layer.loss, 6), std::to_string(layer.bytes),
+                   layer.loss_per_mib ? fmt::format("{:.4g}", *layer.loss_per_mib) : "-",
                    layer.rank ? std::to_string(*layer.rank) : "-", cell(layer.against_cut, 6), layer.why});
     return text + table.text();
 }

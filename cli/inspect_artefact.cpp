@@ -72,7 +72,9 @@ Inspected inspect_plan(const fs::path& path) {
     if (plan.ffn_width) text += fmt::format("FFN width {}\n", *plan.ffn_width);
     for (const auto& [layer, width] : plan.ffn_widths)
         text += fmt::format("layer {}: FFN width {}\n", layer, width);
-    if (!plan.width_scores.empty()) text += fmt::format("neuron orders in {}\n", plan.width_scores);
+    if (plan.mamba_heads_per_group)
+        text += fmt::format("Mamba heads a group {}\n", *plan.mamba_heads_per_group);
+    if (!plan.width_scores.empty()) text += fmt::format("neuron and head orders in {}\n", plan.width_scores);
     if (!plan.notes.empty()) text += plan.notes + "\n";
     return {.kind = "",
             .json = json,

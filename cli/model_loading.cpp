@@ -128,6 +128,8 @@ std::string describe(const StudentPlan& plan, const Architecture& teacher) {
                                    teacher.layers.size(), dropped[0], dropped[1], dropped[2]);
     if (plan.ffn_width) text += fmt::format(", FFN width {}", *plan.ffn_width);
     if (!plan.ffn_widths.empty()) text += ", FFN widths by layer";
+    if (plan.mamba_heads_per_group)
+        text += fmt::format(", {} Mamba heads a group", *plan.mamba_heads_per_group);
     return text;
 }
 

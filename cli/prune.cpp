@@ -130,6 +130,7 @@ CommandResult PruneCommand::run(const Context& context) {
                  {"teacher_params", parameters(teacher.architecture())},
                  {"drop", chosen.plan.drop},
                  {"ffn_width", student.ffn_width()}};
+    if (chosen.plan.mamba_heads_per_group) json["mamba_heads_per_group"] = *chosen.plan.mamba_heads_per_group;
     return {.json = std::move(json),
             .text = fmt::format("{}: {} of {} parameters, {}\n", out, parameters(student),
                                 parameters(teacher.architecture()), student.pattern())};

@@ -44,6 +44,10 @@ SearchCommand search_step(const Recipe& recipe, const std::string& where) {
     command.options().apply(recipe.search, where + ": search", {"model", "arch", "scores", "data", "out"});
     if (!command.mem_budget && !command.max_params)
         fail_input(where + ": search: found no budget, expected mem-budget or max-params");
+    if (command.students.mamba_heads)
+        fail_input(where +
+                   ": search: found mamba-heads, which only a search without data takes; run measures its "
+                   "candidates, so remove it");
     return command;
 }
 

@@ -140,6 +140,10 @@ void check_options(const SearchCommand& command) {
         fail_usage("search needs --mem-budget, --fits, --max-params or --max-latency");
     if (!command.data.empty() && command.model.empty())
         fail_usage("--data needs --model: only weights can be measured");
+    if (!command.data.empty() && command.students.mamba_heads)
+        fail_usage(
+            "--mamba-heads goes without --data: measuring narrows FFNs only; search by prediction, prune, "
+            "then eval the pruned folder");
     if (!command.tasks.empty() && command.data.empty())
         fail_usage("--tasks goes with --data: candidates are measured on both");
     if (command.select_by == "tasks" && command.tasks.empty()) fail_usage("--select-by tasks needs --tasks");
@@ -149,7 +153,7 @@ void check_options(const SearchCommand& command) {
     check_distinct(command.out, {command.model, command.scores, command.latency});
 }
 
-// The neuron orders that widths need.
+// The neuron and head orders that narrower layers need.
 void write_orders(const ScoreTable& scores, const SearchCommand& command) {
     if (scores.width_scores_file.empty()) return;
     const fs::path orders = fs::path(command.scores).parent_path() / scores.width_scores_file;
@@ -160,7 +164,7 @@ void write_orders(const ScoreTable& scores, const SearchCommand& command) {
 void write_search(const nas::SearchResult& result, const SearchCommand& command) {
     const fs::path folder = command.out;
     StudentPlan best = nas::find_candidate(result, "").plan;
-    if (best.ffn_width || !best.ffn_widths.empty()) best.width_scores = kWidthScoresFile;
+    if (!best.width_scores.empty()) best.width_scores = kWidthScoresFile;  // narrowed, by orders that we have
     write_file_atomically(folder / "best.plan.yaml", plan_text(best));
     write_file_atomically(folder / "search.json", nas::search_json(result));
     write_file_atomically(folder / "report.html", report::report_page(report::read_report_inputs(folder)));

@@ -12,7 +12,7 @@
 
 namespace minipuzzle::cli {
 
-// Where search keeps the neuron orders that its candidates' widths need, inside its folder.
+// Where search keeps the neuron and head orders that its candidates' widths need, inside its folder.
 inline constexpr const char* kWidthScoresFile = "scores.width.safetensors";
 
 // The plan that a student was cut by, in the student's folder: its kept layers pair the features of

@@ -9,7 +9,8 @@ void StudentOptions::add_to(OptionTable& table) {
     table.choices("drop", drop, "layers of the teacher that go");
     table.choices("ffn-widths", ffn_widths,
                   "each FFN keeps its own width or takes one of these (not with --ffn-width)");
-    table.count("mamba-heads", mamba_heads, "heads a group in every Mamba layer; its cost is not predicted");
+    table.count("mamba-heads", mamba_heads,
+                "heads a group in every Mamba layer, not with --data; its cost is not predicted");
     table.word("predictor", {"auto", "additive", "pairs"}, predictor,
                "what is minimised; auto: with pairs of layers where the scores have them");
     table.number("solve-seconds", solve_seconds,

@@ -69,8 +69,9 @@ class Program {
         double bound = 0;                          // in the problem's terms
         Assignment assignment;                     // empty: none was found
     };
-    // Starts from `start` where it is not empty.
-    Outcome solve(const Assignment& start, double seconds) const {
+    // No start is handed over and nothing presolved: CBC 2.10.8 ends the process over a start that its root
+    // proves best (an assertion of CLP's), and over presolved programs that become empty.
+    Outcome solve(double seconds) const {
         Silence silence;
         silence.setLogLevel(0);
         OsiClpSolverInterface solver;
@@ -81,7 +82,6 @@ class Program {
         const double relaxed = solver.isProvenOptimal() ? solver.getObjValue() : -kInfinity;
         CbcModel model(solver);
         model.passInMessageHandler(&silence);
-        if (!start.empty()) model.setMIPStart(named_values(start));
         CbcSolverUsefulData settings;
         settings.noPrinting_ = true;
         settings.useSignalHandler_ = false;
@@ -89,14 +89,14 @@ class Program {
         const std::string limit = fmt::format("{:.3f}", std::max(0.01, seconds));
         const char* arguments[] = {"cbc",  "-log",        "0",         "-timeMode", "elapsed",
                                    "-sec", limit.c_str(), "-ratioGap", "0",         "-allowableGap",
-                                   "0",    "-solve",      "-quit"};
+                                   "0",    "-preprocess", "off",       "-solve",    "-quit"};
         CbcMain1(
             static_cast<int>(std::size(arguments)), arguments, model, [](CbcModel*, int) { return 0; },
             settings);
         Outcome outcome;
         outcome.infeasible = model.isProvenInfeasible();
         outcome.optimal = model.isProvenOptimal() && !outcome.infeasible;
-        outcome.bound = std::max(relaxed, model.getBestPossibleObjValue()) + constant_;
+        outcome.bound = std::max(relaxed, model.getBestPossibleObjValue()) / scale() + constant_;
         if (model.bestSolution() != nullptr) outcome.assignment = assignment_in(model.bestSolution());
         return outcome;
     }
@@ -113,16 +113,13 @@ class Program {
         return assignment;
     }
 
-    std::vector<std::pair<std::string, double>> named_values(const Assignment& assignment) const {
-        std::vector<std::pair<std::string, double>> values;
-        for (std::size_t i = 0; i < assignment.size(); ++i)
-            for (std::size_t c = 0; c < column_[i].size(); ++c)
-                if (column_[i][c] >= 0)
-                    values.emplace_back(name_of(column_[i][c]), assignment[i] == c ? 1 : 0);
-        return values;
+    // CBC's tolerances are absolute: the costs it sees go up to about a thousand. A power of two, which
+    // rounds nothing.
+    double scale() const {
+        double largest = 0;
+        for (const double cost : cost_) largest = std::max(largest, std::abs(cost));
+        return largest > 0 ? std::exp2(10 - std::ceil(std::log2(largest))) : 1;
     }
-
-    static std::string name_of(int column) { return fmt::format("c{}", column); }
 
     void load(OsiClpSolverInterface& solver) const {
         const int columns = static_cast<int>(cost_.size());
@@ -136,10 +133,11 @@ class Program {
             lower.push_back(row.lower);
             upper.push_back(row.upper);
         }
-        solver.loadProblem(matrix, zeros.data(), ones.data(), cost_.data(), lower.data(), upper.data());
+        std::vector<double> cost = cost_;
+        for (double& each : cost) each *= scale();
+        solver.loadProblem(matrix, zeros.data(), ones.data(), cost.data(), lower.data(), upper.data());
         for (int column = 0; column < columns; ++column) {
             if (whole_[static_cast<std::size_t>(column)]) solver.setInteger(column);
-            solver.setColName(column, name_of(column));
         }
         solver.setObjSense(1);
     }
@@ -276,8 +274,7 @@ ChoiceSolution solve_by_cbc(const ChoiceProblem& problem, const ChoiceSolverOpti
     if (!solution.assignment.empty()) solution.cost = cost_of(problem, solution.assignment);
     Program program(problem);
     for (;;) {
-        const Program::Outcome outcome =
-            program.solve(solution.assignment, options.seconds - seconds_since(began));
+        const Program::Outcome outcome = program.solve(options.seconds - seconds_since(began));
         const Assignment& found = outcome.assignment;
         const bool sound = !found.empty() && satisfies(problem, found);
         if (sound && (solution.assignment.empty() || cost_of(problem, found) < solution.cost)) {

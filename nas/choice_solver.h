@@ -8,7 +8,7 @@ namespace minipuzzle::nas {
 struct ChoiceSolverOptions {
     double seconds = 60;    // at most, about; proofs that need longer end as bounded
     Assignment start = {};  // one to improve on; may be empty, need not satisfy the constraints
-    int64_t restarts = 60;  // of the local search that gives the solver its start; below 0: none
+    int64_t restarts = 60;  // of the local search for a first solution; below 0: none
 };
 
 // The way that suits the problem: few assignments are all looked at; where items of few kinds are pinned down

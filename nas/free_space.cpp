@@ -10,10 +10,6 @@ namespace minipuzzle::nas {
 
 namespace {
 
-bool contains(const std::vector<int64_t>& layers, int64_t layer) {
-    return std::find(layers.begin(), layers.end(), layer) != layers.end();
-}
-
 int64_t ffn_width_of(const Layer& layer) {
     const auto* ffn = std::get_if<Ffn>(&layer);
     return ffn == nullptr ? 0 : ffn->width;
@@ -57,13 +53,13 @@ void FreeSpace::add_layers(const std::vector<int64_t>& own) {
     for (int64_t layer = 0; layer < static_cast<int64_t>(teacher_.layers.size()); ++layer) {
         const std::size_t l = static_cast<std::size_t>(layer);
         std::vector<Meaning> meanings;
-        if (!contains(options_.drop, layer)) {
+        if (!has_layer(options_.drop, layer)) {
             meanings.push_back({});
             for (const int64_t width : own)
                 if (width < ffn_width_of(teacher_.layers[l]) && surrogate_.cost[l])
                     meanings.push_back({.dropped = false, .width = width});
         }
-        if (surrogate_.cost[l] && !contains(options_.keep, layer)) meanings.push_back({.dropped = true});
+        if (surrogate_.cost[l] && !has_layer(options_.keep, layer)) meanings.push_back({.dropped = true});
         meanings_.push_back(std::move(meanings));
     }
 }

@@ -5,6 +5,8 @@
 #include <cstring>
 #include <map>
 
+#include "nas/mamba_heads.h"
+
 namespace minipuzzle::nas {
 
 namespace {
@@ -16,9 +18,9 @@ std::vector<std::byte> copy_of(const StoredTensor& tensor) {
     return {tensor.bytes.begin(), tensor.bytes.end()};
 }
 
-// The rows `kept` of a [rows, columns] tensor, in their order.
+// The rows `kept` of a [rows, ...] tensor, in their order.
 std::vector<std::byte> select_rows(const StoredTensor& tensor, const std::vector<int32_t>& kept) {
-    const std::size_t row = static_cast<std::size_t>(tensor.shape[1] * bytes_of(tensor.dtype));
+    const std::size_t row = tensor.bytes.size() / static_cast<std::size_t>(tensor.shape[0]);
     std::vector<std::byte> out(kept.size() * row);
     for (std::size_t i = 0; i < kept.size(); ++i)
         std::memcpy(out.data() + i * row, tensor.bytes.data() + static_cast<std::size_t>(kept[i]) * row, row);
@@ -56,6 +58,18 @@ std::string suffix_of(const TensorSlot& slot) {
     return slot.name.substr(prefix.size());
 }
 
+// What stays of a tensor that the plan narrows.
+AxisCut axis_cut(const Cut& cut, int64_t layer, const std::string& suffix) {
+    MP_ASSERT(cut.width != nullptr);
+    const Architecture& teacher = cut.teacher.architecture();
+    if (const auto* mamba = std::get_if<Mamba>(&teacher.layers[static_cast<std::size_t>(layer)]))
+        return cut_to_heads(
+            *mamba, kept_heads(*cut.width, layer, *mamba, cut.plan.mamba_heads_per_group.value()), suffix);
+    MP_ASSERT(suffix == kUpProj || suffix == kDownProj);
+    return {.axis = suffix == kUpProj ? 0 : 1,
+            .kept = kept_neurons(*cut.width, layer, cut.plan.width_of(teacher, layer))};
+}
+
 // The student's tensor of a slot: the teacher's bytes, or the part of them that the plan keeps.
 OutgoingTensor cut_tensor(const Cut& cut, const TensorSlot& slot) {
     OutgoingTensor out;
@@ -76,13 +90,9 @@ OutgoingTensor cut_tensor(const Cut& cut, const TensorSlot& slot) {
         out.bytes = [tensor] { return copy_of(tensor); };
         return out;
     }
-    MP_ASSERT((suffix == kUpProj || suffix == kDownProj) && cut.width != nullptr);
-    const int64_t width = cut.plan.width_of(cut.teacher.architecture(), layer);
-    const std::vector<int32_t> neurons = kept_neurons(*cut.width, layer, width);
-    if (suffix == kUpProj)
-        out.bytes = [tensor, neurons] { return select_rows(tensor, neurons); };
-    else
-        out.bytes = [tensor, neurons] { return select_columns(tensor, neurons); };
+    out.bytes = [tensor, part = axis_cut(cut, layer, suffix)] {
+        return part.axis == 0 ? select_rows(tensor, part.kept) : select_columns(tensor, part.kept);
+    };
     return out;
 }
 
@@ -96,26 +106,42 @@ OutgoingTensor carried(const StoredTensor& tensor) {
     return out;
 }
 
-// Error bad_input where a kept layer is narrowed without an order of its neurons that fits the teacher.
+[[noreturn]] void fail_without_orders(int64_t layer, const std::string& narrowed) {
+    fail_input(
+        fmt::format("plan: layer {} is narrowed to {} but no width_scores are given; name the file that "
+                    "`score --width` wrote",
+                    layer, narrowed));
+}
+
+void check_neuron_order(const Cut& cut, int64_t layer, const Ffn& ffn) {
+    const int64_t wanted = cut.plan.width_of(cut.teacher.architecture(), layer);
+    if (wanted == ffn.width) return;
+    if (cut.width == nullptr) fail_without_orders(layer, std::to_string(wanted));
+    const auto order = cut.width->ffn_order.find(layer);
+    const int64_t known =
+        order == cut.width->ffn_order.end() ? 0 : static_cast<int64_t>(order->second.size());
+    if (known != ffn.width)
+        fail_input(
+            fmt::format("width scores: found the order of {} neurons for layer {}, expected the "
+                        "teacher's {}; score this model with --width",
+                        known, layer, ffn.width));
+}
+
+void check_head_order(const Cut& cut, int64_t layer, const Mamba& mamba) {
+    const int64_t own = div_exact(mamba.heads, mamba.groups);
+    const int64_t wanted = cut.plan.mamba_heads_per_group.value_or(own);
+    if (wanted == own) return;
+    if (cut.width == nullptr) fail_without_orders(layer, fmt::format("{} Mamba heads a group", wanted));
+    kept_heads(*cut.width, layer, mamba, wanted);  // its errors are the check
+}
+
+// Error bad_input where a kept layer is narrowed without an order of its neurons or heads that fits the
+// teacher.
 void check_orders(const Cut& cut) {
-    const Architecture& teacher = cut.teacher.architecture();
-    for (const int64_t layer : cut.kept) {
-        const auto* ffn = std::get_if<Ffn>(&teacher.layers[static_cast<std::size_t>(layer)]);
-        if (ffn == nullptr || cut.plan.width_of(teacher, layer) == ffn->width) continue;
-        const int64_t wanted = cut.plan.width_of(teacher, layer);
-        if (cut.width == nullptr)
-            fail_input(
-                fmt::format("plan: layer {} is narrowed to {} but no width_scores are given; name the "
-                            "file that `score --width` wrote",
-                            layer, wanted));
-        const auto order = cut.width->ffn_order.find(layer);
-        const int64_t known =
-            order == cut.width->ffn_order.end() ? 0 : static_cast<int64_t>(order->second.size());
-        if (known != ffn->width)
-            fail_input(
-                fmt::format("width scores: found the order of {} neurons for layer {}, expected the "
-                            "teacher's {}; score this model with --width",
-                            known, layer, ffn->width));
+    for (const int64_t index : cut.kept) {
+        const Layer& layer = cut.teacher.architecture().layers[static_cast<std::size_t>(index)];
+        if (const auto* ffn = std::get_if<Ffn>(&layer)) check_neuron_order(cut, index, *ffn);
+        if (const auto* mamba = std::get_if<Mamba>(&layer)) check_head_order(cut, index, *mamba);
     }
 }
 
@@ -125,8 +151,6 @@ void prune(const Checkpoint& teacher, const StudentPlan& plan, const WidthScores
            const std::string& model_card, const std::filesystem::path& out) {
     const Architecture& architecture = teacher.architecture();
     check_plan(plan, architecture, "plan");
-    if (plan.mamba_heads_per_group)
-        fail_usage("plan: mamba_heads_per_group cannot be pruned by this version; remove it from the plan");
     const Cut cut{.teacher = teacher, .plan = plan, .width = width, .kept = plan.kept(architecture)};
     check_orders(cut);
 

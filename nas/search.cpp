@@ -44,7 +44,8 @@ struct Listing {
 Candidate candidate_of(const Context& context, const Listing& listing) {
     Candidate candidate;
     candidate.plan = listing.plan;
-    if (candidate.plan.ffn_width || !candidate.plan.ffn_widths.empty())
+    if (candidate.plan.ffn_width || !candidate.plan.ffn_widths.empty() ||
+        candidate.plan.mamba_heads_per_group)
         candidate.plan.width_scores = context.scores.width_scores_file;
     const Architecture architecture = student_architecture(context.teacher, candidate.plan);
     candidate.pattern = architecture.pattern();

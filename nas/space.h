@@ -2,6 +2,7 @@
 // width; what it weighs and what it is predicted to lose are sums of table entries.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <optional>
 #include <vector>
@@ -27,6 +28,11 @@ struct WidthChoice {
     std::optional<int64_t> narrowed;  // null: every FFN as the teacher has it
     std::optional<double> term;       // of the predictor; null where it is not known
 };
+
+// Whether a list of layers names this one.
+inline bool has_layer(const std::vector<int64_t>& layers, int64_t layer) {
+    return std::find(layers.begin(), layers.end(), layer) != layers.end();
+}
 
 // The common FFN widths that are considered, widest first. Error usage where the options contradict the
 // teacher or the scores.

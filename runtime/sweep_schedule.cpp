@@ -53,7 +53,17 @@ double layer_multiply_adds(const Architecture& architecture, int64_t layer, int6
 
 }  // namespace
 
+bool can_sweep(const Architecture& architecture, const StudentPlan& plan) {
+    if (!plan.mamba_heads_per_group) return true;
+    for (const int64_t layer : plan.kept(architecture)) {
+        const Mamba* mamba = std::get_if<Mamba>(&architecture.layers[layer]);
+        if (mamba && mamba->heads != mamba->groups * *plan.mamba_heads_per_group) return false;
+    }
+    return true;
+}
+
 SweepSchedule make_schedule(const Architecture& architecture, const std::vector<StudentPlan>& plans) {
+    for (const StudentPlan& plan : plans) MP_ASSERT(can_sweep(architecture, plan));
     SweepSchedule schedule;
     std::vector<Group> groups{{0, {kBase}}};
     for (std::size_t i = 0; i < plans.size(); ++i) groups[0].members.push_back(static_cast<int64_t>(i));

@@ -45,6 +45,9 @@ struct SweepSchedule {
     int64_t base_slot = 0;
     std::vector<int64_t> plan_slot;
 };
+// Whether a sweep can measure the plan: it narrows FFNs, but applies Mamba layers with all their heads.
+bool can_sweep(const Architecture& architecture, const StudentPlan& plan);
+// All plans such that can_sweep.
 SweepSchedule make_schedule(const Architecture& architecture, const std::vector<StudentPlan>& plans);
 // What one application of a step takes, the head of all slots, and the whole schedule, on `tokens` tokens in
 // sequences of `length`.

@@ -194,6 +194,47 @@ TEST_CASE("search by prediction, then by measurement; inspect and report what it
         if (candidate["id"] == search["best"]) CHECK(card["params"] == candidate["params"]);
 }
 
+TEST_CASE("fewer Mamba heads: searched by prediction, pruned, evaluated; a sweep refuses them") {
+    const Workshop& at = Workshop::get();
+    const TempDir dir;
+    const std::string found = (dir / "search").string(), student = (dir / "student").string();
+    const std::vector<std::string> command = {"search",  "--model",      demo_model(), "--scores",
+                                              at.scores, "--mem-budget", "80%",        "--mamba-heads",
+                                              "3",       "--out",        found};
+    std::vector<std::string> measured = command;
+    measured.insert(measured.end(), {"--data", at.select, "--seq-len", "64"});
+    test::refused(measured, "--mamba-heads goes without --data");
+    CHECK_FALSE(std::filesystem::exists(found));
+
+    const json search = run_json(command);
+    const std::string plan = found + "/best.plan.yaml";
+    CHECK(test::content_of(plan).find("mamba_heads_per_group: 3") != std::string::npos);
+    const json pruned = run_json({"prune", "--model", demo_model(), "--plan", plan, "--out", student});
+    CHECK(pruned["mamba_heads_per_group"] == 3);
+    for (const json& candidate : search["candidates"])
+        if (candidate["id"] == search["best"]) CHECK(pruned["params"] == candidate["params"]);
+    CHECK(json::parse(test::content_of(dir / "student/config.json"))["mamba_num_heads"] == 6);
+    CHECK(test::content_of(dir / "student/README.md").find("3 Mamba heads a group") != std::string::npos);
+    CHECK(run({"inspect", plan}).out.find("Mamba heads a group 3") != std::string::npos);
+    const json eval = run_json({"eval", "--model", student, "--data", at.rows, "--seq-len", "64"});
+    CHECK(eval["loss"].get<double>() > 0);
+    const std::string again = (dir / "again").string();
+    run_json({"prune", "--model", demo_model(), "--search", found, "--out", again});
+    CHECK(test::content_of(dir / "again/model-00001-of-00001.safetensors") ==
+          test::content_of(dir / "student/model-00001-of-00001.safetensors"));
+
+    const auto rows = dir.write("plans.jsonl", "{\"drop\": [3]}\n{\"mamba_heads_per_group\": 3}\n").string();
+    test::refused({"eval", "--model", demo_model(), "--plans", rows, "--data", at.rows, "--seq-len", "64"},
+                  "plans.jsonl:2: found mamba_heads_per_group 3");
+    const auto bare =
+        dir.write("bare.yaml", "format: minipuzzle.plan/1\nmamba_heads_per_group: 3\n").string();
+    const auto outcome =
+        run({"prune", "--model", demo_model(), "--plan", bare, "--out", (dir / "none").string()});
+    CHECK(outcome.code == 3);
+    CHECK(outcome.err.find("name the file that `score --width` wrote") != std::string::npos);
+    CHECK_FALSE(std::filesystem::exists(dir / "none"));
+}
+
 TEST_CASE("a budget that nothing fits exits 4 and names the smallest student", "[slow]") {
     const Workshop& at = Workshop::get();
     const TempDir dir;

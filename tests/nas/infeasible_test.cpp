@@ -136,6 +136,33 @@ TEST_CASE("layers of a type that weigh differently: the smallest total takes the
     CHECK(problem.reach().total == memory_of(problem.teacher, plan, problem.options.workload).total());
 }
 
+TEST_CASE("widths of single layers: the smallest student has them all at the narrowest") {
+    Problem problem;
+    problem.teacher = architecture_of("-M-", 64);
+    problem.scores.model.pattern = "-M-";
+    problem.scores.base_loss = 2.0;
+    for (int64_t layer = 0; layer < 3; ++layer)
+        problem.scores.layers.push_back(
+            {.layer = layer,
+             .type = type_of(problem.teacher.layers[static_cast<std::size_t>(layer)]),
+             .loss_delta = 0.1});
+    problem.scores.ffn_width_curve = {{.ffn_width = 48, .loss_delta = 0.1, .kl = {}},
+                                      {.ffn_width = 32, .loss_delta = 0.2, .kl = {}}};
+    problem.options.ffn_widths.values = {32, 48};
+    problem.options.keep = {0, 2};
+    StudentPlan least;
+    least.drop = {1};
+    least.ffn_width = 32;
+    const int64_t total = memory_of(problem.teacher, least, problem.options.workload).total();
+    CHECK(problem.reach().total == total);
+    problem.options.mem_budget = total;
+    CHECK(problem.fits(problem.options));
+    --problem.options.mem_budget;
+    CHECK_FALSE(problem.fits(problem.options));
+    CHECK_THAT(problem.message(), Contains("--ffn-width 31 in place of --ffn-widths"));
+    for (const Hint& hint : problem.hints()) CHECK(problem.fits(hint.options) == hint.reach.fits);
+}
+
 TEST_CASE("the message names each limit, what is reachable, and what would be enough") {
     Problem problem;
     problem.teacher = architecture_of("M*-M*-", 640);

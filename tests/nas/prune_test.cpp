@@ -1,12 +1,16 @@
 #include "nas/prune.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <set>
 
 #include "nas/memory_model.h"
+#include "runtime/evaluate.h"
 #include "runtime/files.h"
 #include "tests/catch.h"
 #include "tests/support/errors.h"
+#include "tests/support/minis.h"
 #include "tests/support/temp_dir.h"
 #include "tests/support/tiny_model.h"
 
@@ -43,6 +47,54 @@ WidthScores reversed_orders(const Architecture& teacher) {
                 scores.ffn_order[static_cast<int64_t>(layer)].push_back(static_cast<int32_t>(neuron));
     return scores;
 }
+
+// Orders of mini-20's heads, 2 groups of 4, another for each Mamba layer.
+WidthScores head_orders(const Architecture& teacher) {
+    WidthScores scores;
+    for (std::size_t layer = 0; layer < teacher.layers.size(); ++layer) {
+        if (type_of(teacher.layers[layer]) != LayerType::mamba) continue;
+        std::vector<std::vector<int32_t>> order = {{2, 0, 3, 1}, {5, 7, 4, 6}};
+        for (std::vector<int32_t>& group : order)
+            std::rotate(group.begin(), group.begin() + static_cast<int>(layer % 4), group.end());
+        scores.mamba_head_order[static_cast<int64_t>(layer)] = order;
+    }
+    return scores;
+}
+
+// `count` rows of a tensor's first axis, as bytes.
+std::vector<std::byte> rows_of(const StoredTensor& tensor, int64_t first, int64_t count) {
+    const auto row = static_cast<int64_t>(tensor.bytes.size()) / tensor.shape[0];
+    const auto run =
+        tensor.bytes.subspan(static_cast<std::size_t>(first * row), static_cast<std::size_t>(count * row));
+    return {run.begin(), run.end()};
+}
+
+// One Mamba mixer of the student beside the teacher's.
+struct MixerPair {
+    const Checkpoint& teacher;
+    const Checkpoint& student;
+    std::string from, to;  // "layers.N.mixer." of both
+
+    void same_rows(const char* name, int64_t teacher_first, int64_t student_first, int64_t count) const {
+        INFO(from << name << " row " << teacher_first);
+        const StoredTensor &source = teacher.tensor(from + name), &cut = student.tensor(to + name);
+        CHECK(cut.dtype == source.dtype);
+        CHECK(rows_of(cut, student_first, count) == rows_of(source, teacher_first, count));
+    }
+    // Column blocks of out_proj, row by row.
+    void same_columns(int64_t teacher_first, int64_t student_first, int64_t count) const {
+        const StoredTensor &source = teacher.tensor(from + "out_proj.weight"),
+                           &cut = student.tensor(to + "out_proj.weight");
+        const int64_t element = bytes_of(source.dtype);
+        bool same = true;
+        for (int64_t row = 0; row < source.shape[0]; ++row)
+            same &= std::memcmp(source.bytes.data() + (row * source.shape[1] + teacher_first) * element,
+                                cut.bytes.data() + (row * cut.shape[1] + student_first) * element,
+                                static_cast<std::size_t>(count * element)) == 0;
+        INFO(from << "out_proj.weight column " << teacher_first);
+        CHECK(same);
+    }
+};
 
 int64_t stored_bytes(const Checkpoint& checkpoint) {
     int64_t bytes = 0;
@@ -147,6 +199,118 @@ TEST_CASE("one width for every FFN, and the full width needs no order") {
                       teacher.tensor("layers.1.mixer.up_proj.weight"));
 }
 
+TEST_CASE("fewer Mamba heads: every part of every tensor is that of the heads kept") {
+    const Checkpoint teacher(shared_folder() / "models/mini-20");
+    const WidthScores width = head_orders(teacher.architecture());
+    const TempDir folder;
+    StudentPlan plan = dropping({1, 2});
+    plan.mamba_heads_per_group = 2;
+    prune(teacher, plan, &width, "", folder / "student");
+    const Checkpoint student(folder / "student");
+    CHECK(student.architecture() == student_architecture(teacher.architecture(), plan));
+    CHECK(student.config()["mamba_num_heads"] == 4);
+    Json config = teacher.config();  // nothing else is derived from the heads
+    for (const char* key : {"mamba_num_heads", "num_hidden_layers", "hybrid_override_pattern"})
+        config[key] = student.config()[key];
+    CHECK(student.config() == config);
+
+    const std::vector<int64_t> kept = plan.kept(teacher.architecture());
+    int64_t mixers = 0;
+    for (std::size_t layer = 0; layer < kept.size(); ++layer) {
+        const auto* mamba =
+            std::get_if<Mamba>(&teacher.architecture().layers[static_cast<std::size_t>(kept[layer])]);
+        if (mamba == nullptr) continue;
+        ++mixers;
+        REQUIRE(mamba->heads == 8);
+        const MixerPair pair{teacher, student, "layers." + std::to_string(kept[layer]) + ".mixer.",
+                             "layers." + std::to_string(layer) + ".mixer."};
+        const int64_t dim = mamba->head_dim, both = 2 * 2 * mamba->state;
+        for (int64_t h = 0; h < 4; ++h) {
+            const auto& group = width.mamba_head_order.at(kept[layer])[static_cast<std::size_t>(h / 2)];
+            const int64_t head = h % 2 == 0 ? std::min(group[0], group[1]) : std::max(group[0], group[1]);
+            pair.same_rows("in_proj.weight", head * dim, h * dim, dim);                       // z
+            pair.same_rows("in_proj.weight", 8 * dim + head * dim, 4 * dim + h * dim, dim);   // x
+            pair.same_rows("in_proj.weight", 16 * dim + both + head, 8 * dim + both + h, 1);  // dt
+            for (const char* name : {"conv1d.weight", "conv1d.bias", "norm.weight"})
+                pair.same_rows(name, head * dim, h * dim, dim);
+            for (const char* name : {"A_log", "D", "dt_bias"}) pair.same_rows(name, head, h, 1);
+            pair.same_columns(head * dim, h * dim, dim);
+        }
+        pair.same_rows("in_proj.weight", 16 * dim, 8 * dim, both);  // B and C
+        for (const char* name : {"conv1d.weight", "conv1d.bias"})
+            pair.same_rows(name, 8 * dim, 4 * dim, both);
+    }
+    CHECK(mixers > 5);
+    Workload workload;
+    workload.weights_as_in_file = true;
+    workload.weight_dtypes = dtypes_in_file(teacher);
+    CHECK(memory_of(teacher.architecture(), plan, workload).weights == stored_bytes(student));
+}
+
+TEST_CASE("a student of fewer Mamba heads computes what the teacher does with the others silent") {
+    // A head whose x is 0 gives y = 0. In the gated norm of a group of 4 heads, 3 of them silent, the mean of
+    // squares is a quarter of that of the head that is left (the norm's epsilon apart, here next to nothing),
+    // so the output is twice as large; the teacher's norm weights are halved, which is exact. What remains is
+    // the order of float32 sums.
+    const auto backend = make_cpu_backend(DType::f32, 0);
+    const Checkpoint teacher(shared_folder() / "models/mini-20");
+    const WidthScores width = head_orders(teacher.architecture());
+    const TempDir folder;
+    StudentPlan plan;
+    plan.mamba_heads_per_group = 1;
+    prune(teacher, plan, &width, "", folder / "student");
+    const Checkpoint student(folder / "student");
+
+    Architecture full = teacher.architecture(), cut = student.architecture();
+    full.norm_eps = cut.norm_eps = 1e-12;
+    WeightMemory full_weights = load_weights(*backend, full, *checkpoint_source(teacher));
+    const WeightMemory cut_weights = load_weights(*backend, cut, *checkpoint_source(student));
+    const std::vector<int32_t> tokens = {5, 900, 17, 3, 256, 1999, 44, 44, 8, 731, 12, 600, 77, 1024, 9, 310};
+    const auto logits = [&](const Architecture& architecture, const WeightMemory& weights) {
+        return logits_of(*backend, {architecture, weights.weights()}, tokens);
+    };
+    const std::vector<float> untouched = logits(full, full_weights);
+    for (const auto& [layer, order] : width.mamba_head_order) {
+        auto& mixer = std::get<MambaWeights>(full_weights.weights().layers[static_cast<std::size_t>(layer)]);
+        const auto& mamba = std::get<Mamba>(full.layers[static_cast<std::size_t>(layer)]);
+        const auto values = [](const Tensor& tensor) { return reinterpret_cast<float*>(tensor.data); };
+        for (const std::vector<int32_t>& group : order)
+            for (std::size_t i = 1; i < group.size(); ++i) {
+                const int64_t first = group[i] * mamba.head_dim;
+                std::fill_n(values(mixer.conv_bias) + first, mamba.head_dim, 0.0f);
+                std::fill_n(values(mixer.conv_weight) + first * mamba.conv_kernel,
+                            mamba.head_dim * mamba.conv_kernel, 0.0f);
+            }
+        for (int64_t i = 0; i < mamba.inner(); ++i) values(mixer.gate_norm)[i] *= 0.5f;
+    }
+    const std::vector<float> expected = logits(full, full_weights), found = logits(cut, cut_weights);
+    REQUIRE(found.size() == expected.size());
+    double error = 0, norm = 0, change = 0;
+    for (std::size_t i = 0; i < found.size(); ++i) {
+        error += std::pow(static_cast<double>(found[i]) - expected[i], 2);
+        norm += std::pow(static_cast<double>(expected[i]), 2);
+        change += std::pow(static_cast<double>(untouched[i]) - expected[i], 2);
+    }
+    CHECK(std::sqrt(error) < 1e-5 * std::sqrt(norm));
+    CHECK(std::sqrt(change) > 0.01 * std::sqrt(norm));  // the heads matter
+}
+
+TEST_CASE("keeping every Mamba head is the identity, with and without orders") {
+    const Checkpoint teacher(shared_folder() / "models/mini-20");
+    const WidthScores width = head_orders(teacher.architecture());
+    const TempDir folder;
+    StudentPlan plan;
+    plan.mamba_heads_per_group = 4;
+    prune(teacher, plan, &width, "", folder / "with");
+    prune(teacher, plan, nullptr, "", folder / "without");
+    for (const char* name : {"with", "without"}) {
+        const Checkpoint student(folder / name);
+        CHECK(student.config() == teacher.config());
+        for (const TensorSlot& slot : tensor_slots(teacher.architecture()))
+            check_same_tensor(student.tensor(slot.name), teacher.tensor(slot.name));
+    }
+}
+
 TEST_CASE("plans that cannot be cut are refused and leave nothing behind") {
     const TempDir folder;
     const Architecture architecture = tiny_architecture("M-*-");
@@ -161,8 +325,16 @@ TEST_CASE("plans that cannot be cut are refused and leave nothing behind") {
     CHECK_THAT(bad_input([&] { prune(teacher, dropping({4}), nullptr, "", folder / "s"); }),
                Contains("0..3"));
     plan = {};
-    plan.mamba_heads_per_group = 1;
-    CHECK_THAT(error_of(ErrorKind::usage, [&] { prune(teacher, plan, nullptr, "", folder / "s"); }),
-               Contains("mamba_heads_per_group"));
+    plan.mamba_heads_per_group = 1;  // of 2
+    CHECK_THAT(bad_input([&] { prune(teacher, plan, nullptr, "", folder / "s"); }),
+               Contains("layer 0 is narrowed to 1 Mamba heads a group") && Contains("`score --width`"));
+    CHECK_THAT(bad_input([&] { prune(teacher, plan, &other, "", folder / "s"); }),
+               Contains("0 groups of 0 Mamba heads for layer 0, expected the teacher's 2 of 2") &&
+                   Contains("`score --width`"));
+    other.mamba_head_order[0] = {{0, 1, 2, 3}};
+    CHECK_THAT(bad_input([&] { prune(teacher, plan, &other, "", folder / "s"); }),
+               Contains("1 groups of 4 Mamba heads"));
+    plan.mamba_heads_per_group = 3;
+    CHECK_THAT(bad_input([&] { prune(teacher, plan, &other, "", folder / "s"); }), Contains("expected 1..2"));
     CHECK_FALSE(std::filesystem::exists(folder / "s"));
 }

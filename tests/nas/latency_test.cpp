@@ -124,7 +124,8 @@ TEST_CASE("latency.json comes back as it was written, and is read strictly") {
 // do not, a table is off by chance (20 % was seen), so one of three must be right. A layer that is left out,
 // counted twice or timed at another size is wrong in each of them, by more: the least of these errors here is
 // one Mamba layer of the half model, 11 %.
-TEST_CASE("layers are timed: their sum is what a whole pass takes, for the model and for half of it") {
+TEST_CASE("layers are timed: their sum is what a whole pass takes, for the model and for half of it",
+          "[slow]") {
     const auto backend = make_cpu_backend(DType::f32, 0);
     const test::Mini mini(*backend, "mini-20");
     const Architecture& architecture = mini.checkpoint.architecture();

@@ -223,11 +223,12 @@ TEST_CASE("fewer Mamba heads: searched by prediction, pruned, evaluated; a sweep
     CHECK(test::content_of(dir / "again/model-00001-of-00001.safetensors") ==
           test::content_of(dir / "student/model-00001-of-00001.safetensors"));
 
-    const auto rows = dir.write("plans.jsonl", "{\"drop\": [3]}\n{\"mamba_heads_per_group\": 3}\n").string();
+    const auto rows =
+        dir.write("plans.jsonl", "{\"drop\": [3]}\n{\"drop\": [], \"mamba_heads_per_group\": 3}\n").string();
     test::refused({"eval", "--model", demo_model(), "--plans", rows, "--data", at.rows, "--seq-len", "64"},
                   "plans.jsonl:2: found mamba_heads_per_group 3");
     const auto bare =
-        dir.write("bare.yaml", "format: minipuzzle.plan/1\nmamba_heads_per_group: 3\n").string();
+        dir.write("bare.yaml", "format: minipuzzle.plan/1\ndrop: []\nmamba_heads_per_group: 3\n").string();
     const auto outcome =
         run({"prune", "--model", demo_model(), "--plan", bare, "--out", (dir / "none").string()});
     CHECK(outcome.code == 3);

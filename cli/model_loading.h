@@ -61,7 +61,8 @@ std::string describe(const nas::Workload& workload);
 // --type-corrections: fitted to the random sets of another model's scores.json.
 nas::TypeCorrections type_corrections_of(const std::string& file, Objective objective);
 
-// The neuron and head orders that a scores.json or a plan names, relative to that file; nullopt where it names none.
+// The neuron and head orders that a scores.json or a plan names, relative to that file; nullopt where it
+// names none.
 std::optional<WidthScores> width_scores_beside(const std::filesystem::path& file, const std::string& name);
 
 // The plan's line for people: "drops 3 of 20 layers (1 Mamba, 2 FFN), FFN width 480".

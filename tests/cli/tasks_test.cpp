@@ -135,7 +135,8 @@ TEST_CASE("search chooses by tasks and within a latency", "[slow]") {
     REQUIRE_FALSE(fast["candidates"].empty());
     for (const json& candidate : fast["candidates"])
         CHECK(candidate["latency"].get<double>() <= 0.6 * whole * (1 + 1e-4));
-    CHECK(run({"inspect", (dir / "fast" / "search.json").string()}).out.find("predicted latency") != std::string::npos);
+    CHECK(run({"inspect", (dir / "fast" / "search.json").string()}).out.find("predicted latency") !=
+          std::string::npos);
     const auto other = run({"search", "--arch", "nemotron-h-8b", "--scores", at.scores, "--latency", table,
                             "--max-params", "80%", "--out", (dir / "no").string()});
     CHECK(other.code == 3);

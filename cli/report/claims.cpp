@@ -40,9 +40,8 @@ void claims_of_scores(const ScoreTable& table, std::vector<std::string>& out) {
     if (!table.notes.empty()) out.push_back("Note in the scores file: " + escape(table.notes));
 }
 
-void claims_of_search(const nas::SearchResult& search, std::vector<std::string>& out) {
-    const bool measured = search.status == "measured";
-    const std::string objective(name(search.objective));
+// How the best student was picked.
+void claims_of_choice(const nas::SearchResult& search, std::vector<std::string>& out) {
     if (!search.tournament.empty())
         out.push_back(
             fmt::format("\u201cBest\u201d is the winner of a tournament: {} measured students were distilled "
@@ -50,7 +49,7 @@ void claims_of_search(const nas::SearchResult& search, std::vector<std::string>&
                         "and the one with the {} afterwards was taken.",
                         search.tournament.size(), count_text(search.tournament.front().tokens),
                         selection_of(search).words));
-    else if (measured)
+    else if (search.status == "measured")
         out.push_back(
             fmt::format("\u201cBest\u201d is the candidate with the {} among those that were measured; "
                         "candidates that were not measured may be better.",
@@ -59,6 +58,9 @@ void claims_of_search(const nas::SearchResult& search, std::vector<std::string>&
         out.push_back(
             "No student was run: every quality figure of a student is a <b>prediction</b>, and "
             "\u201cbest\u201d means lowest predicted value only.");
+}
+
+void claims_of_predictor(const nas::SearchResult& search, std::vector<std::string>& out) {
     if (search.predictor == nas::Predictor::pairs)
         out.push_back(
             "The predictor adds up what the dropped layers cost one by one and what each two of them cost "
@@ -69,7 +71,7 @@ void claims_of_search(const nas::SearchResult& search, std::vector<std::string>&
         out.push_back(fmt::format(
             "The predictor adds up the {} of the dropped layers{}. It takes the layers as independent, "
             "which they are not.",
-            objective,
+            name(search.objective),
             search.objective == Objective::loss_delta
                 ? " and what narrower FFNs cost, on top of the teacher\u2019s loss"
                 : " and what narrower FFNs cost where that is known"));
@@ -92,6 +94,10 @@ void claims_of_search(const nas::SearchResult& search, std::vector<std::string>&
                         "measured on {} "
                         "with {} random sets of layers.",
                         escape(search.type_corrections->origin), search.type_corrections->sets));
+}
+
+// What is proven, and how far the order of predictions is that of measurements.
+void claims_of_proof(const nas::SearchResult& search, std::vector<std::string>& out) {
     const std::string considered =
         search.compositions > 0 ? fmt::format("of {} compositions ", grouped(search.compositions)) : "";
     if (search.proven && search.gap == 0)
@@ -114,7 +120,13 @@ void claims_of_search(const nas::SearchResult& search, std::vector<std::string>&
         out.push_back(fmt::format(
             "Sums of {} are a ranking aid, not a quality in nats: they have no meaning beyond their order, "
             "and the error of several layers dropped together is not the sum of their errors.",
-            objective));
+            name(search.objective)));
+}
+
+void claims_of_search(const nas::SearchResult& search, std::vector<std::string>& out) {
+    claims_of_choice(search, out);
+    claims_of_predictor(search, out);
+    claims_of_proof(search, out);
     if (search.candidates.size() > kMostStrips)
         out.push_back(
             fmt::format("{} of {} candidates are drawn as strips; the search file lists all of them.",

@@ -213,7 +213,7 @@ TEST_CASE("fewer Mamba heads: searched by prediction, pruned, evaluated; a sweep
     CHECK(pruned["mamba_heads_per_group"] == 3);
     for (const json& candidate : search["candidates"])
         if (candidate["id"] == search["best"]) CHECK(pruned["params"] == candidate["params"]);
-    CHECK(json::parse(test::content_of(dir / "student/config.json"))["mamba_num_heads"] == 6);
+    CHECK(test::content_of(dir / "student/config.json").find("\"mamba_num_heads\": 6,") != std::string::npos);
     CHECK(test::content_of(dir / "student/README.md").find("3 Mamba heads a group") != std::string::npos);
     CHECK(run({"inspect", plan}).out.find("Mamba heads a group 3") != std::string::npos);
     const json eval = run_json({"eval", "--model", student, "--data", at.rows, "--seq-len", "64"});

@@ -274,6 +274,7 @@ std::string layers_text(const std::string& teacher_pattern, const std::vector<in
 
 bool same_student(const StudentPlan& plan, const nas::Candidate& candidate) {
     return plan.drop == candidate.plan.drop && plan.ffn_widths == candidate.plan.ffn_widths &&
+           plan.mamba_heads_per_group == candidate.plan.mamba_heads_per_group &&
            (!plan.ffn_width || *plan.ffn_width == candidate.ffn_width);
 }
 

@@ -130,8 +130,13 @@ class Program {
         for (const Row& row : rows_) {
             matrix.appendRow(static_cast<int>(row.form.columns.size()), row.form.columns.data(),
                              row.form.coefficients.data());
-            lower.push_back(row.lower);
-            upper.push_back(row.upper);
+            // Every column is between 0 and 1. Bounds that say nothing are finite all the same: CLP 1.17.6
+            // ends the process over some infinite ones (an assertion of its dual simplex).
+            double least = -1, most = 1;
+            for (const double coefficient : row.form.coefficients)
+                (coefficient < 0 ? least : most) += coefficient;
+            lower.push_back(std::max(row.lower, least));
+            upper.push_back(std::min(row.upper, most));
         }
         std::vector<double> cost = cost_;
         for (double& each : cost) each *= scale();
